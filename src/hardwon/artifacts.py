@@ -1,0 +1,201 @@
+"""Artifacts: folders that stages write and read, with a manifest that says what made them.
+
+A stage writes its files into `path`; `manifest.json` is written last, atomically, with a checksum of every file. So a
+folder without a manifest is unfinished, and one whose files do not match it is damaged. Work that was interrupted is
+found again by the fingerprint of its inputs, kept in `started.json` while the work is under way.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hardwon.errors import ArtifactError
+
+MANIFEST, STARTED = "manifest.json", "started.json"
+VERSIONS_OF = ("hardwon", "torch", "transformers", "sentence-transformers", "numpy", "faiss-cpu")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: dataclasses become objects with their type's name, paths become strings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(v) for v in value)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no place in a manifest")
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of anything that `plain` understands, 32 hexadecimal digits; the order of keys plays no part."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed over the target."""
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(neighbour, "wb") as file:
+            file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomically` for JSON."""
+    write_atomically(path, json.dumps(plain(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made an artifact.
+
+    Attributes:
+        kind: what the folder holds ("model", "negatives", "report" ...).
+        inputs: the resolved recipe of the stage and the fingerprints of its parents.
+        files: checksum (sha256) of every file, by path relative to the folder.
+        stats: what the stage wants to be known (counts, seconds, losses).
+        made: versions of packages, hardware, when and in how many seconds.
+    """
+
+    kind: str
+    inputs: dict[str, Any]
+    files: dict[str, str]
+    stats: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: changes when any file of the artifact does."""
+        return fingerprint([self.kind, self.files])
+
+
+@dataclass
+class Draft:
+    """An artifact that is being written.
+
+    Attributes:
+        path: the folder to write into.
+        resumed: whether an interrupted run with the same inputs left its files here.
+        stats: filled by the stage; copied into the manifest.
+    """
+
+    path: Path
+    resumed: bool
+    stats: dict[str, Any]
+
+
+def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Manifest:
+    """The manifest of a finished artifact.
+
+    Raises:
+        ArtifactError: unfinished, of another kind, or (with `verify`) a file that is missing or has changed.
+    """
+    try:
+        manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        state = "is unfinished" if (path / STARTED).exists() else "is not an artifact" if path.exists() else "does not exist"
+        raise ArtifactError(f"{path} {state}: run the stage that makes it (again)") from None
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): delete {path} and run its stage again") from error
+    if kind is not None and manifest.kind != kind:
+        raise ArtifactError(f"{path} holds a {manifest.kind}, not a {kind}")
+    if verify:
+        for name, digest in manifest.files.items():
+            if not (path / name).is_file():
+                raise ArtifactError(f"{path / name} is missing: delete {path} and run its stage again")
+            if checksum(path / name) != digest:
+                raise ArtifactError(f"{path / name} has changed since it was written: delete {path} and run its stage again")
+    return manifest
+
+
+def finished(path: Path, kind: str, inputs: Any) -> Manifest | None:
+    """The manifest if the artifact is complete, undamaged and made from these inputs, else None."""
+    try:
+        manifest = load(path, kind)
+    except ArtifactError:
+        return None
+    return manifest if fingerprint(manifest.inputs) == fingerprint(inputs) else None
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
+    """Write an artifact: the manifest is added when the block ends without an exception.
+
+    What an interrupted run with the same inputs left is kept (`Draft.resumed`); anything else in the folder is removed,
+    but only if the folder is an artifact or empty: a folder of the user's own is never touched.
+    """
+    inputs = plain(inputs)
+    started = {"kind": kind, "inputs": fingerprint(inputs)}
+    resumed = _read_started(path) == started
+    if not resumed:
+        _clear(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / STARTED, started)
+    clock = time.perf_counter()
+    draft = Draft(path, resumed, {})
+    yield draft
+    files = {
+        str(file.relative_to(path)): checksum(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name not in (STARTED, MANIFEST) and not file.name.endswith(".tmp")
+    }
+    made = environment() | {"seconds": round(time.perf_counter() - clock, 1), "resumed": resumed}
+    write_json(path / MANIFEST, asdict(Manifest(kind, inputs, files, plain(draft.stats), made)))
+    (path / STARTED).unlink()
+
+
+def _read_started(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((path / STARTED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _clear(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is a file; choose another folder")
+    if any(path.iterdir()) and not ((path / STARTED).exists() or (path / MANIFEST).exists()):
+        raise ArtifactError(f"{path} is not empty and was not made by hardwon; choose another folder or empty it")
+    shutil.rmtree(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and time, for manifests and reports."""
+    versions = {}
+    for package in VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

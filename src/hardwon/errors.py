@@ -1,0 +1,104 @@
+"""Every error that a user can cause, as a tree.
+
+HardwonError
+├── DataError            something is wrong with the data
+│   ├── BadRows          rows that cannot be used; names file, line and reason of each
+│   └── BadMedia         a picture that is missing, broken, too large or outside its root
+├── RecipeError          an unknown field, stage, model or value; names the nearest match
+├── ArtifactError        a folder that is unfinished, damaged or made by something else
+├── ModelError           a model that cannot do what is asked of it
+├── Diverged             a loss or gradient that is not finite; names the step and the queries
+├── JudgeError           a judge that cannot be believed or cannot be reached
+└── MissingExtra         an optional package; names the extra to install
+
+Invariants of the code are `assert`ed; errors are for what a person can mend.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class HardwonError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class DataError(HardwonError):
+    """Something is wrong with the data."""
+
+
+class BadMedia(DataError):
+    """A picture that is missing, broken, too large or outside its root."""
+
+
+class RecipeError(HardwonError):
+    """An unknown field, stage, model or value."""
+
+
+class ArtifactError(HardwonError):
+    """A folder that is unfinished, damaged or made by something else."""
+
+
+class ModelError(HardwonError):
+    """A model that cannot do what is asked of it."""
+
+
+class JudgeError(HardwonError):
+    """A judge that cannot be believed or cannot be reached."""
+
+
+class MissingExtra(HardwonError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"{package} is not installed. It comes with an extra: pip install 'hardwon[{extra}]'")
+
+
+class Diverged(HardwonError):
+    """A loss or gradient that is not finite; training stopped before the weights were touched."""
+
+    def __init__(self, what: str, step: int, keys: Sequence[str], advice: str = ""):
+        self.step, self.keys = step, tuple(keys)
+        shown = ", ".join(key[:12] for key in self.keys[:8]) + (" ..." if len(self.keys) > 8 else "")
+        super().__init__(f"{what} at step {step}; no weight was changed. Queries of the batch: {shown}. {advice}".strip())
+
+
+class BadRow(NamedTuple):
+    """One row that cannot be used."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+class BadRows(DataError):
+    """Rows that cannot be used.
+
+    Attributes:
+        rows: every bad row; the message shows the first ten.
+    """
+
+    def __init__(self, rows: Sequence[BadRow], read: int, advice: str = ""):
+        self.rows = tuple(rows)
+        lines = [f"{len(self.rows)} of {read} rows cannot be used:"]
+        lines += [f"  {row}" for row in self.rows[:10]]
+        if len(self.rows) > 10:
+            lines.append(f"  ... and {len(self.rows) - 10} more")
+        if advice:
+            lines.append(advice)
+        super().__init__("\n".join(lines))
+
+
+def unknown(what: str, value: object, valid: Iterable[object]) -> str:
+    """Sentence for a value that is not among the valid ones, with the nearest match.
+
+    >>> unknown("stage", "trian", ["train", "mine"])
+    "unknown stage 'trian': did you mean 'train'? Valid: mine, train"
+    """
+    names = sorted(str(name) for name in valid)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    guess = f" did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {str(value)!r}:{guess} Valid: {', '.join(names)}"
