@@ -1,0 +1,159 @@
+"""Rows as Examples: what the columns of a row mean, and every reason why a row cannot be used."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from hardwon.data.read_files import json_kind, not_unicode
+from hardwon.errors import BadMedia, DataError, unknown
+from hardwon.items import Candidate, Example, Item, Origin, item_from_json
+from hardwon.pictures import check_picture, open_picture
+
+_CONTENT = ("text", "image", "images")
+_CANDIDATE_FIELDS = ("item", "relevance", "origin")
+
+
+class Rows:
+    """Turns the rows of one file into Examples; remembers the ids and pictures it has seen.
+
+    Args:
+        root: folder that every picture must lie in.
+        decode: decode every picture instead of looking at its header and its end.
+    """
+
+    def __init__(self, root: Path, decode: bool = False):
+        self._root, self._decode = root, decode
+        self._ids: set[str] = set()
+        self._pictures: dict[Path, str] = {}
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """The example that a row states.
+
+        Raises:
+            DataError: the row cannot be used; the message is the reason.
+        """
+        try:
+            if not_unicode(row):
+                raise DataError("holds text that is not Unicode (half of a surrogate pair, or not UTF-8): export it as UTF-8")
+            example = self._stated(row) if "candidates" in row else self._pair(row)
+        except RecursionError as error:
+            raise DataError("is nested too deeply") from error
+        except (OSError, ValueError, RuntimeError) as error:  # names that no file system takes; loops of links
+            raise DataError(f"names a path that cannot be followed ({error})") from error
+        # Last, so that a row that is refused does not take its id with it.
+        self._claim(row.get("id"))
+        return example
+
+    def picture(self, path: Path) -> None:
+        """Check a picture; one that many rows share is looked at once. Raises BadMedia."""
+        if path not in self._pictures:
+            try:
+                (open_picture if self._decode else check_picture)(path)
+                self._pictures[path] = ""
+            except BadMedia as error:
+                self._pictures[path] = str(error)
+        if self._pictures[path]:
+            raise BadMedia(self._pictures[path])
+
+    def _claim(self, value: Any) -> None:
+        if value is None:
+            return
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise DataError(f"id must be a string or an integer, got {json_kind(value)}")
+        if str(value) in self._ids:
+            raise DataError(f"id {str(value)!r} was used by an earlier row: ids must be unique")
+        self._ids.add(str(value))
+
+    def _pair(self, row: Mapping[str, Any]) -> Example:
+        query = self._item(row.get("query"), "query", _string(row, "query_image"), _string(row, "query_instruction"))
+        image, instruction = _string(row, "positive_image"), _string(row, "positive_instruction")
+        positives = _listed(row.get("positive"))
+        if image and len(positives) > 1:
+            raise DataError(
+                f"positive_image goes with one positive, there are {len(positives)}: put an image into each of them"
+            )
+        gold = [self._item(value, "positive", image, instruction) for value in positives or [None]]
+        negatives = []
+        for name in ("negative", "negatives"):
+            for value in _listed(row.get(name)):
+                # The same instruction on both, or a model could tell positives from negatives by it.
+                own = isinstance(value, Mapping) and value.get("instruction")
+                negatives.append(self._item(value, name, instruction="" if own else instruction))
+        shown = {(item.text, item.images) for item in gold}
+        for item in negatives:
+            if (item.text, item.images) in shown:
+                what = item.text or ", ".join(str(picture) for picture in item.images)
+                raise DataError(f"{what[:80]!r} is a positive and a negative of the same row: remove one")
+        candidates = [*(Candidate(item, origin="gold") for item in gold), *(Candidate(item) for item in negatives)]
+        return Example(query, tuple(candidates), _string(row, "source"))
+
+    def _stated(self, row: Mapping[str, Any]) -> Example:
+        """A row as `items.write_examples` wrote it."""
+        if not isinstance(row["candidates"], list):
+            raise DataError(f"candidates must be a list, got {json_kind(row['candidates'])}")
+        related = row.get("related") or []
+        if not isinstance(related, list) or not all(isinstance(key, str) for key in related):
+            raise DataError("related must be a list of strings")
+        query = self._item(row.get("query"), "query")
+        candidates = tuple(self._candidate(value) for value in row["candidates"])
+        if not any(candidate.origin == "gold" for candidate in candidates):
+            raise DataError("no candidate has origin 'gold': say which one belongs to the query")
+        return Example(query, candidates, _string(row, "source"), frozenset(related))
+
+    def _candidate(self, value: Any) -> Candidate:
+        if not isinstance(value, Mapping):
+            raise DataError(f"a candidate is an object, got {json_kind(value)}")
+        for name in value:
+            if name not in _CANDIDATE_FIELDS:
+                raise DataError(unknown("candidate field", name, _CANDIDATE_FIELDS))
+        relevance, origin = value.get("relevance"), value.get("origin") or "given"
+        if origin not in get_args(Origin):
+            raise DataError(unknown("origin", origin, get_args(Origin)))
+        if relevance is not None:
+            if isinstance(relevance, bool) or not isinstance(relevance, (int, float)):
+                raise DataError(f"relevance must be a number, got {json_kind(relevance)}")
+            if not 0 <= relevance <= 1:
+                raise DataError(f"relevance must lie in [0, 1], got {relevance}")
+            relevance = float(relevance)
+        return Candidate(self._item(value.get("item"), "item"), relevance, cast(Origin, origin))
+
+    def _item(self, value: Any, name: str, image: str = "", instruction: str = "") -> Item:
+        """An item from the value of column `name` and the columns beside it."""
+        if not isinstance(value, (str, Mapping)) and value is not None:
+            raise DataError(f"{name} must be a string or an object, got {json_kind(value)}")
+        parts: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"text": value}
+        if image and (parts.get("image") or parts.get("images")):
+            raise DataError(f"{name} has an image of its own and one in {name}_image: keep one")
+        if instruction and parts.get("instruction"):
+            raise DataError(f"{name} has an instruction of its own and one in {name}_instruction: keep one")
+        parts |= ({"image": image} if image else {}) | ({"instruction": instruction} if instruction else {})
+        images = parts.get("images")
+        if images is not None and not (isinstance(images, list) and all(isinstance(path, str) for path in images)):
+            raise DataError(f"{name}: images must be a list of paths")
+        # An empty name would resolve to the root itself, blank text would train on nothing.
+        text = parts.get("text")
+        blank = not text or (isinstance(text, str) and not text.strip())
+        if blank and not any(parts.get(field) for field in ("image", "images")) and set(parts) <= {*_CONTENT, "instruction"}:
+            raise DataError(f"has no {name}: give it text or an image")
+        try:
+            item = item_from_json(parts, self._root)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        for picture in item.images:
+            if isinstance(picture, Path):
+                self.picture(picture)
+        return item
+
+
+def _listed(value: Any) -> list[Any]:
+    """The values of a column that takes one or several."""
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{name} must be a string, got {json_kind(value)}")
+    return value or ""
