@@ -1,0 +1,60 @@
+"""Objectives of rerankers: pairwise and listwise (trained jointly in UniME-V2, arXiv:2510.13515)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hardwon.losses.targets import Composable, Targets, check, exact, positive
+
+
+@dataclass(frozen=True)
+class Pairwise(Composable):
+    """Is this candidate right? Binary cross-entropy on the score as log-odds of Yes.
+
+    The paper teaches the positive to answer Yes and the hardest negative to answer No; here gold is Yes, every other
+    comparable candidate No, and both halves weigh the same for each query.
+
+    Attributes:
+        scale: multiplies the scores; 1 when they are log-odds already.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+
+    def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
+        """Mean over queries of (mean over gold + mean over the rest) / 2."""
+        check(scores, targets)
+        negative = targets.comparable & ~targets.gold
+        odds = exact(scores) * self.scale
+        yes = torch.where(targets.gold, F.softplus(-odds), 0).sum(dim=1) / targets.gold.sum(dim=1)
+        no = torch.where(negative, F.softplus(odds), 0).sum(dim=1) / negative.sum(dim=1).clamp(min=1)
+        return ((yes + no) / 2).mean()
+
+
+@dataclass(frozen=True)
+class Listwise(Composable):
+    """Which of these candidates is right? Cross-entropy of the softmax over a query's list.
+
+    The paper has a language model name the number of the positive in a shuffled list; on scores that is a softmax over the
+    list. Unlike a position in a prompt, it cannot depend on the order.
+
+    Attributes:
+        temperature: divides the scores.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("temperature", self.temperature)
+
+    def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
+        """Mean over queries; several gold candidates count equally."""
+        check(scores, targets)
+        logits = (exact(scores) / self.temperature).masked_fill(~targets.comparable, -torch.inf)
+        chosen = torch.where(targets.gold, logits.log_softmax(dim=1), 0)
+        return -(chosen.sum(dim=1) / targets.gold.sum(dim=1)).mean()
