@@ -1,0 +1,7 @@
+"""Models: an embedder, a reranker, and the small backbone that comes with the project."""
+
+from hardwon.models.embedder import Embedder
+from hardwon.models.reranker import Reranker
+from hardwon.models.scorer import Encoder, Pair, Scorer
+
+__all__ = ["Embedder", "Encoder", "Pair", "Reranker", "Scorer"]

@@ -1,0 +1,217 @@
+"""What `Embedder` and `Reranker` share: a sentence-transformers model and the way items are rendered for it."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hardwon.errors import ModelError
+from hardwon.items import Item
+from hardwon.models.render import payload, words
+from hardwon.models.vision import VisionCache, can_cache, weights_digest
+
+Precision = Literal["fp32", "bf16"]
+LONGEST = 100_000  # a maximum length above this is none at all
+
+
+def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions grouped into chunks, longest first, so that rows x longest row stays within the budget.
+
+    Equal costs stay in order, so the plan depends on nothing but the costs.
+
+    >>> plan([3, 9, 4], 9)
+    [[1], [2, 0]]
+    """
+    chunks: list[list[int]] = []
+    longest = 0
+    for n in sorted(range(len(costs)), key=lambda n: -costs[n]):
+        if not chunks or (len(chunks[-1]) + 1) * longest > budget:
+            chunks.append([])
+            longest = costs[n]
+        chunks[-1].append(n)
+    return chunks
+
+
+class Body:
+    """A `SentenceTransformer` or `CrossEncoder`, rendered for by us.
+
+    Args:
+        model: the model; its first module is a sentence-transformers `Transformer`.
+        vision_cache: folder for features of the vision tower, where the architecture allows that; None: no cache.
+        precision: "bf16" computes in bfloat16 where that is safe when scoring; training has its own setting.
+
+    Attributes:
+        vision: features of the tower by picture; None where they are computed every time.
+    """
+
+    def __init__(self, model: Any, vision_cache: Path | None = None, precision: Precision = "fp32"):
+        self.model = model
+        self.precision = precision
+        self.vision = self._cache(vision_cache) if vision_cache is not None else None
+        self._choose_attention()
+        self.special = tuple(sorted(getattr(self.tokenizer, "all_special_tokens", ()) or ()))
+        self._digest: tuple[Any, str] | None = None
+
+    @classmethod
+    def load(cls, kind: Any, path: str | Path, device: str | None, vision_cache: Path | None, precision: Precision) -> "Body":
+        """Load with `SentenceTransformer` or `CrossEncoder`. Raises ModelError when that fails or no length limit is set."""
+        folder = Path(path)
+        if folder.is_dir() and not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+            raise ModelError(f"{folder} holds no model: it has neither modules.json nor config.json")
+        try:
+            model = kind(str(path), device=device, trust_remote_code=False, local_files_only=folder.is_dir())
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(f"{path} cannot be loaded as a {kind.__name__}: {error}") from error
+        length = model.max_seq_length
+        if not length or length > LONGEST:
+            raise ModelError(f"{path} has no finite maximum length: set `model_max_length` in its tokenizer_config.json")
+        return cls(model, vision_cache, precision)
+
+    def _choose_attention(self) -> None:
+        # Measured on two cores: for sequences of 20 to 60 tokens the plain attention takes 0.74 x the time of the fused one.
+        if can_cache(self.transformer) and self.model.device.type == "cpu":
+            self.transformer.set_attn_implementation("eager")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, also of a model with a multimodal processor."""
+        return getattr(self.model[0], "tokenizer", None) or self.model.tokenizer
+
+    @property
+    def transformer(self) -> Any:
+        """The transformers model inside, or None for other kinds (static embeddings)."""
+        return getattr(self.model[0], "model", None)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What can be read: "text", "image" ..."""
+        return tuple(m for m in self.model.modalities if isinstance(m, str) and m != "message")
+
+    def identity(self) -> list[str]:
+        """Weights and everything around them; the weights are hashed again only after they changed."""
+        state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        if self._digest is None or self._digest[0] != state:
+            self._digest = (state, weights_digest(self.model))
+        processor = getattr(self.model[0], "processor", None)
+        around = [repr(self.model), str(self.model.max_seq_length), str(getattr(processor, "chat_template", ""))]
+        pictures = getattr(processor, "image_processor", None)
+        return [self._digest[1], *around, str(pictures.to_dict() if pictures is not None else "")]
+
+    def cost(self, item: Item) -> int:
+        """Tokens of an item, about: four characters a token, and the model's picture tokens."""
+        text = len(item.instruction) + len(item.text)
+        return 2 + min(text // 4 + 1, self.model.max_seq_length) + len(item.images) * self._picture_tokens
+
+    @property
+    def _picture_tokens(self) -> int:
+        return int(getattr(getattr(self.transformer, "config", None), "image_seq_length", None) or 256)
+
+    def freeze(self, parts: Iterable[str]) -> None:
+        """See `Embedder.freeze`."""
+        for part in parts:
+            matched = [p for name, p in self.model.named_parameters() if _belongs(name, part)]
+            if not matched:
+                names = sorted({".".join(name.split(".")[:4]) for name, _ in self.model.named_parameters()})
+                raise ModelError(
+                    f"no parameter belongs to {part!r}. Parts: vision, words, or the start of {', '.join(names[:12])}"
+                )
+            for parameter in matched:
+                parameter.requires_grad_(False)
+
+    def _cache(self, folder: Path | None) -> VisionCache | None:
+        if not can_cache(self.transformer):
+            return None
+        self.transformer.vision_tower.eval()
+        return VisionCache(self.transformer.vision_tower, self.model[0].processor.image_processor, folder)
+
+    def settle_vision(self) -> None:
+        """Before training: features are kept if the tower is frozen, and forgotten if it is going to change."""
+        if not can_cache(self.transformer):
+            return
+        if any(p.requires_grad for p in self.transformer.vision_tower.parameters()):
+            self.vision = None
+        elif self.vision is None:
+            self.vision = self._cache(None)
+
+    def prepare(self, items: Iterable[Item], progress: bool) -> None:
+        """Compute vision features that are missing, with a bar of its own when there are many."""
+        if self.vision is not None and progress:
+            self.vision.prepare(items)
+
+    def features(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
+        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate)."""
+        if self.vision is not None:
+            return self._cached_features(rows)
+        made = [[payload(item, self.special, self.modalities) for item in row] for row in rows]
+        features = self.model.preprocess([row[0] if len(row) == 1 else tuple(row) for row in made])
+        return {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+
+    def _cached_features(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
+        """The same tokens as sentence-transformers renders, with the tower's features looked up instead of computed."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        assert self.vision is not None
+        texts = self._prompts(rows)
+        features = dict(
+            self.tokenizer(texts, padding=True, truncation=True, max_length=self.model.max_seq_length, return_tensors="pt")
+        )
+        features = {k: v.to(self.model.device) for k, v in features.items()} | {"modality": "message"}
+        pictures = [picture for row in rows for item in row for picture in item.images]
+        if pictures:
+            seen = self.vision.features(pictures).to(self.model.device)
+            projected = self.transformer.multi_modal_projector(seen)
+            features["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
+        return features
+
+    def _prompts(self, rows: Sequence[Sequence[Item]]) -> list[str]:
+        """What the model's chat template makes of the rows, with a placeholder for every picture token."""
+        processor = self.model[0].processor
+        roles = ("query", "document") if len(rows[0]) == 2 else ("user",)
+        talks = []
+        for row in rows:
+            talk = []
+            for role, item in zip(roles, row, strict=True):
+                text = words(item, self.special)
+                content = [{"type": "image"}] * len(item.images) + ([{"type": "text", "text": text}] if text else [])
+                talk.append({"role": role, "content": content})
+            talks.append(talk)
+        made = processor.apply_chat_template(talks, tokenize=False)
+        return [text.replace(processor.image_token, processor.image_token * self._picture_tokens) for text in made]
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off and the precision of scoring within the block."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                yield
+        finally:
+            self.model.train(training)
+            self._keep_frozen_still()
+
+    def train(self) -> None:
+        """Dropout on, but a frozen tower keeps its running statistics."""
+        self.model.train()
+        self._keep_frozen_still()
+
+    def _keep_frozen_still(self) -> None:
+        if self.vision is not None:
+            self.transformer.vision_tower.eval()
+
+
+def _belongs(name: str, part: str) -> bool:
+    inner = name.split(".", 2)[-1]
+    if part == "vision":
+        return any(f"{tower}." in name for tower in ("vision_tower", "visual", "vision_model"))
+    if part == "words":
+        return "word_embeddings" in name or "embed_tokens" in name
+    return name.startswith(part) or inner.startswith(part)
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that training may change."""
+    return [p for p in module.parameters() if p.requires_grad]

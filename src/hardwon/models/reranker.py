@@ -1,0 +1,142 @@
+"""`Reranker`: (query, candidate) pairs in, log-odds of "belongs" out, around any `CrossEncoder`."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hardwon.artifacts import fingerprint
+from hardwon.errors import ModelError
+from hardwon.items import Item
+from hardwon.models.body import Body, Precision, plan
+from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
+from hardwon.models.scorer import Pair
+
+
+class Reranker:
+    """A model that reads query and candidate together.
+
+    Attributes:
+        body: the `CrossEncoder` with the way pairs are rendered for it.
+    """
+
+    def __init__(self, body: Body):
+        self.body = body
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str | None = None, vision_cache: Path | None = None, precision: Precision = "fp32"
+    ) -> "Reranker":
+        """Load a model folder or a name on the hub, as `CrossEncoder` takes it.
+
+        Arguments and errors as `Embedder.load`; `precision` "bf16" scores in bfloat16 where that is safe.
+        """
+        from sentence_transformers import CrossEncoder
+
+        return cls(Body.load(CrossEncoder, path, device, vision_cache, precision))
+
+    @classmethod
+    def start_from(cls, embedder: Embedder, *, layers: int | None = None, seed: int = 0) -> "Reranker":
+        """A reranker with a copy of an embedder's weights below a new linear score.
+
+        Args:
+            embedder: where to start from.
+            layers: of the language model, from the bottom, that are kept; all if None. When time is short fewer layers learn
+                more: they take more steps.
+            seed: of the new weights.
+
+        Raises:
+            ModelError: `layers` on an architecture that we cannot cut.
+        """
+        import tempfile
+
+        from sentence_transformers import CrossEncoder
+        from sentence_transformers.base.modules import Dense, Transformer
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        with tempfile.TemporaryDirectory() as folder:
+            embedder.body.model.save(folder, create_model_card=False)
+            transformer = Transformer(folder)
+        if layers is not None:
+            _cut(transformer.model, layers)
+        width = int(embedder.dim)
+        start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * 0.05
+        head = Dense(width, 1, bias=True, activation_function=nn.Identity(), init_weight=start, module_output_name="scores")
+        nn.init.zeros_(head.linear.bias)
+        made = CrossEncoder(
+            modules=[transformer, Pooling(width, pooling_mode="mean"), head], device=str(embedder.body.model.device)
+        )
+        seen = embedder.body.vision
+        return cls(Body(made, None if seen is None else seen.home))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose parameters are trained."""
+        return self.body.model
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of weights and pre-processing: changes when the scores may."""
+        return fingerprint(["reranker", self.body.identity()])
+
+    def cost(self, pair: Pair) -> int:
+        """Tokens, about: what a batch is filled by."""
+        return self.body.cost(pair[0]) + self.body.cost(pair[1])
+
+    def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
+        """Log-odds with a graph, as one batch."""
+        features = self.body.features([list(pair) for pair in pairs])
+        return self.body.model(features)["scores"].float().squeeze(-1)
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
+        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once."""
+        place: dict[tuple[str, str], int] = {}
+        keys = [(query.key, item.key) for query, item in pairs]
+        rows = [place.setdefault(key, len(place)) for key in keys]
+        distinct = list(dict(zip(keys, pairs, strict=True)).values())
+        made = np.zeros(len(distinct), dtype=np.float32)
+        self.body.prepare((item for pair in distinct for item in pair), bool(progress))
+        with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
+            for chunk in plan([self.cost(pair) for pair in distinct], ENCODE_TOKENS):
+                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+                advance(len(chunk))
+        return made[rows]
+
+    def score(self, query: Item, items: Sequence[Item]) -> np.ndarray:
+        """Log-odds of each item for one query, [k]."""
+        return self.score_pairs([(query, item) for item in items])
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off within the block."""
+        with self.body.evaluating():
+            yield
+
+    def freeze(self, parts: Iterable[str]) -> "Reranker":
+        """Exclude parts from training; see `Embedder.freeze`."""
+        self.body.freeze(parts)
+        return self
+
+    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
+        """Write a folder that `CrossEncoder(path)` loads with the same scores; `about` is kept in `hardwon.json`."""
+        self.body.model.save(str(path), create_model_card=False)
+        (path / "hardwon.json").write_text(json.dumps(about or {}, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _cut(model: Any, layers: int) -> None:
+    """Keep the first `layers` layers of a language model of BERT's kind."""
+    language = getattr(model, "language_model", model)
+    stack = getattr(getattr(language, "encoder", None), "layer", None)
+    if stack is None:
+        raise ModelError(f"cannot cut the layers of a {type(language).__name__}: leave layers at None")
+    if not 1 <= layers <= len(stack):
+        raise ModelError(f"layers must lie between 1 and {len(stack)}, got {layers}")
+    language.encoder.layer = stack[:layers]
+    language.config.num_hidden_layers = layers
