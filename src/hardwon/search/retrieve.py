@@ -1,0 +1,172 @@
+"""The one retrieve function: mining, evaluation and serving rank through it, so they cannot disagree.
+
+faiss proposes, float64 decides. A matrix product in float32 gives the same pair of vectors different last bits from one
+batch shape to the next, so its order among near-equal candidates is an accident. Each query therefore gets a few more
+candidates than were asked for, and these are scored again, pair by pair, always in the same order of additions. What
+float32 may have got wrong has a bound; where candidates that were not fetched come within that bound of the k-th place
+(ties, copies, a collapsed model), the whole corpus is looked through for that query.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from hardwon.errors import DataError, ModelError
+
+UNIT_TOLERANCE = 1e-3  # how far the length of a unit vector may be from 1
+SPARE = 32  # candidates fetched beyond those asked for, so that the k-th place is seldom in doubt
+MOST_EXCLUDED = 1024  # more exclusions than this in one query are left to the search through the whole corpus
+FETCHED_AT_ONCE = 2**22  # (query, candidate) places held at a time: 12 bytes each
+RESCORED_AT_ONCE = 2**23  # numbers of the corpus in float64 held at a time: 64 MB
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nearest corpus vectors of each query, best first.
+
+    Attributes:
+        ids: positions in the corpus; -1 where a query has fewer than k candidates.
+        scores: inner products (cosines) rounded from float64; -inf where the id is -1.
+    """
+
+    ids: Int64[np.ndarray, "q k"]
+    scores: Float32[np.ndarray, "q k"]
+
+
+# The widths of the two carry no common letter: a mismatch is answered by an error that says what to do.
+def retrieve(
+    queries: Float[np.ndarray, "q _"],
+    corpus: Float[np.ndarray, "n _"],
+    k: int,
+    *,
+    exclude: Sequence[Collection[int]] | None = None,
+    block: int = 1024,
+) -> Found:
+    """The k corpus vectors with the largest inner product for each query, exactly.
+
+    Equal scores are ordered by id, lowest first, at the k-th place as well. A score depends on its two vectors only: not
+    on `block`, the other queries, the rest of the corpus or the number of threads. So the best of several parts of a
+    corpus, merged by score and then by id, are the best of the whole.
+
+    Args:
+        queries: unit vectors; computed with in float32.
+        corpus: unit vectors of the same width.
+        k: candidates per query.
+        exclude: for each query, the ids that it must not get.
+        block: queries searched at a time; bounds memory.
+
+    Raises:
+        ModelError: vectors that are not finite or not of unit length (by more than 1e-3), or of two widths.
+        DataError: an empty corpus, `k` or `block` below 1, or `exclude` of another length or with ids outside the corpus.
+    """
+    if not len(corpus):
+        raise DataError("the corpus is empty: there is nothing to retrieve from")
+    if queries.shape[1] != corpus.shape[1]:
+        widths = f"queries have {queries.shape[1]} numbers each, corpus vectors {corpus.shape[1]}"
+        raise ModelError(f"{widths}: encode both with the same model")
+    queries, corpus = as_float32(queries), as_float32(corpus)
+    check_unit(queries, lambda n: f"query vector {n}")
+    check_unit(corpus, lambda n: f"corpus vector {n}")
+    return nearest(queries, corpus, k, exclude=exclude, block=block)
+
+
+def nearest(
+    queries: Float32[np.ndarray, "q d"],
+    corpus: Float32[np.ndarray, "n d"],
+    k: int,
+    *,
+    exclude: Sequence[Collection[int]] | None = None,
+    block: int = 1024,
+) -> Found:
+    """`retrieve` for vectors that have been checked before (an index checks its own once, not at every search)."""
+    check_positive("k", k)
+    check_positive("block", block)
+    barred = _barred(exclude, len(queries), len(corpus))
+    ids = np.full((len(queries), k), -1, dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    fetch = min(len(corpus), k + SPARE + k // 4 + min(MOST_EXCLUDED, max(map(len, barred), default=0)))
+    step = max(1, min(block, FETCHED_AT_ONCE // fetch))
+    for start in range(0, len(queries), step):
+        rough, fetched = faiss.knn(queries[start : start + step], corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+        for row, query in enumerate(queries[start : start + step], start):
+            own = np.setdiff1d(fetched[row - start], barred[row], assume_unique=True)
+            best, exact = _best(query, corpus, own, k)
+            bound = float(rough[row - start, -1]) + _rounding(corpus.shape[1])  # no candidate left behind scores more
+            if fetch < len(corpus) and not (len(best) == k and float(exact[-1]) > bound):
+                best, exact = _best(query, corpus, _within_reach(query, corpus, k, barred[row]), k)
+            ids[row, : len(best)], scores[row, : len(best)] = best, exact
+    return Found(ids, scores)
+
+
+def as_float32(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """The vectors as faiss takes them: float32, one row after the other; not copied when they are already."""
+    return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def check_unit(vectors: Float32[np.ndarray, "n d"], name: Callable[[int], str]) -> None:
+    """Raise ModelError for the first vector that is not finite or not of unit length; `name(row)` says which it is."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    good: Bool[np.ndarray, " n"] = np.abs(lengths - 1) <= UNIT_TOLERANCE  # False for NaN
+    if good.all():
+        return
+    row = int(np.flatnonzero(~good)[0])
+    others = f" ({len(good) - int(good.sum())} of {len(good)} vectors are bad)"
+    if not np.isfinite(vectors[row]).all():
+        raise ModelError(f"{name(row)} is not finite{others}: the model is broken or overflows in its precision")
+    raise ModelError(f"{name(row)} has length {lengths[row]:.4g}, not 1{others}: normalise the vectors")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise DataError for a count below 1."""
+    if value < 1:
+        raise DataError(f"{name} must be at least 1, got {value}")
+
+
+def _barred(exclude: Sequence[Collection[int]] | None, queries: int, corpus: int) -> list[Int64[np.ndarray, " _"]]:
+    """The excluded ids of each query, sorted and distinct."""
+    if exclude is None:
+        return [np.empty(0, dtype=np.int64)] * queries
+    if len(exclude) != queries:
+        raise DataError(f"exclude has {len(exclude)} entries for {queries} queries: give one collection of ids for each")
+    barred = [np.unique(np.fromiter(ids, dtype=np.int64, count=len(ids))) for ids in exclude]
+    for row, ids in enumerate(barred):
+        if len(ids) and not 0 <= ids[0] <= ids[-1] < corpus:
+            wrong = ids[0] if ids[0] < 0 else ids[-1]
+            raise DataError(f"exclude of query {row} names id {wrong}: ids go from 0 to {corpus - 1}")
+    return barred
+
+
+def _rounding(width: int) -> float:
+    """How far the float32 product of two unit vectors can be from the true one, whatever the order of additions."""
+    return 1.02 * (width + 8) * 2.0**-24
+
+
+def _best(
+    query: Float32[np.ndarray, " d"], corpus: Float32[np.ndarray, "n d"], ids: Int64[np.ndarray, " m"], k: int
+) -> tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
+    """The best k of `ids` and their scores: products and sums in float64, then rounded."""
+    wide = query.astype(np.float64)
+    exact = np.empty(len(ids), dtype=np.float32)
+    step = max(1, RESCORED_AT_ONCE // len(query))
+    for start in range(0, len(ids), step):
+        # Not a matrix product: its order of additions depends on the number of rows, that of `sum` along a row does not.
+        exact[start : start + step] = (corpus[ids[start : start + step]] * wide).sum(axis=1)
+    order = np.lexsort((ids, -exact))[:k]
+    return ids[order], exact[order]
+
+
+def _within_reach(
+    query: Float32[np.ndarray, " d"], corpus: Float32[np.ndarray, "n d"], k: int, barred: Int64[np.ndarray, " _"]
+) -> Int64[np.ndarray, " _"]:
+    """Every id that may belong to the best k: float32 product no further below the k-th than rounding explains."""
+    rough = corpus @ query
+    rough[barred] = -np.inf
+    allowed = len(corpus) - len(barred)
+    if allowed > k:
+        last = float(np.partition(rough, len(corpus) - k)[len(corpus) - k])
+        return np.flatnonzero(rough >= np.float64(last - 2 * _rounding(corpus.shape[1]))).astype(np.int64)
+    return np.setdiff1d(np.arange(len(corpus), dtype=np.int64), barred, assume_unique=True)
