@@ -1,0 +1,169 @@
+"""Batches: which examples meet, and what a loss may know about them.
+
+The order depends on seed and epoch alone: never on workers, ranks or global random state.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hardwon.items import Candidate, Example, Item
+from hardwon.losses import Targets
+from hardwon.randomness import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Queries, the candidates they share, and what is known of each pair.
+
+    Attributes:
+        queries: one per example.
+        candidates: golds and chosen negatives of all examples, each distinct item once.
+        targets: [q c].
+        number: how many batches came before, over all epochs.
+    """
+
+    queries: tuple[Item, ...]
+    candidates: tuple[Item, ...]
+    targets: Targets
+    number: int
+
+
+def plan_epoch(sources: Sequence[str], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Positions of the examples of each batch: every batch from one source, sources interleaved at random.
+
+    Single-source batches keep negatives comparable: captions meet captions, pictures meet pictures (VLM2Vec-V2 mixes blocks
+    likewise). The rest of a source that does not fill a batch waits for the next epoch's shuffle.
+    """
+    groups: dict[str, list[int]] = {}
+    for n, source in enumerate(sources):
+        groups.setdefault(source, []).append(n)
+    batches: list[list[int]] = []
+    for source, rows in sorted(groups.items()):
+        generator(seed, "order", epoch, source).shuffle(rows)
+        size_here = min(size, len(rows))
+        batches += [rows[start : start + size_here] for start in range(0, len(rows) - size_here + 1, size_here)]
+    generator(seed, "sources", epoch).shuffle(batches)
+    return batches
+
+
+def batches(
+    examples: Sequence[Example], *, size: int, steps: int, negatives: int = 0, seed: int = 0, start: int = 0
+) -> Iterator[Batch]:
+    """Endless epochs cut off after `steps` batches.
+
+    Args:
+        examples: the training set.
+        size: queries per batch.
+        steps: batches in all.
+        negatives: of each example's own negatives (given or mined), how many join the candidates at most.
+        seed: of order and draws.
+        start: batches to leave out at the beginning (a resumed run).
+    """
+    sources = [example.source for example in examples]
+    number, epoch = 0, 0
+    while number < steps:
+        for rows in plan_epoch(sources, size, seed, epoch):
+            if number >= steps:
+                return
+            if number >= start:
+                drawn = [draw(examples[n], negatives, generator(seed, "negatives", epoch, n)) for n in rows]
+                yield shared(drawn, number)
+            number += 1
+        epoch += 1
+
+
+def draw(example: Example, negatives: int, rng: random.Random) -> Example:
+    """The example with all of its gold and at most `negatives` of its negatives, drawn without replacement, in order."""
+    own = example.negatives
+    if len(own) > negatives:
+        chosen = sorted(rng.sample(range(len(own)), negatives))
+        own = tuple(own[n] for n in chosen)
+    golds = tuple(c for c in example.candidates if c.origin == "gold")
+    return Example(example.query, (*golds, *own), example.source, example.related)
+
+
+def with_strangers(example: Example, pool: Sequence[Item], count: int, rng: random.Random) -> Example:
+    """The example with up to `count` items of the pool that are not known to belong to it, as given negatives."""
+    known = {c.item.content for c in example.candidates} | example.related
+    found: dict[str, Candidate] = {}
+    for item in rng.sample(pool, min(len(pool), 2 * count)):
+        if len(found) < count and item.content not in known:
+            found.setdefault(item.content, Candidate(item))
+    return example.adding(found.values())
+
+
+def shared(examples: Sequence[Example], number: int) -> Batch:
+    """All queries against all candidates (embedders): in-batch negatives.
+
+    Not comparable with a query: other copies of its gold, and whatever the example names as related.
+    """
+    place: dict[str, int] = {}
+    items: list[Item] = []
+    for candidate in (c for example in examples for c in example.candidates):
+        if place.setdefault(candidate.item.key, len(items)) == len(items):
+            items.append(candidate.item)
+    contents = [item.content for item in items]
+    q, c = len(examples), len(items)
+    gold, judged = torch.zeros(q, c, dtype=torch.bool), torch.zeros(q, c, dtype=torch.bool)
+    relevance, comparable = torch.zeros(q, c), torch.ones(q, c, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        known = {g.content for g in example.gold} | example.related
+        for column, content in enumerate(contents):
+            if content in known:
+                comparable[row, column] = False
+        for candidate in example.candidates:
+            _note(candidate, row, place[candidate.item.key], gold, judged, relevance)
+    comparable |= gold
+    return Batch(tuple(e.query for e in examples), tuple(items), Targets(gold, judged, relevance, comparable), number)
+
+
+def _note(
+    candidate: Candidate, row: int, column: int, gold: torch.Tensor, judged: torch.Tensor, relevance: torch.Tensor
+) -> None:
+    gold[row, column] |= candidate.origin == "gold"
+    if candidate.relevance is not None:
+        judged[row, column] = True
+        relevance[row, column] = candidate.relevance
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """Queries with a list of their own candidates each (rerankers), padded to the longest.
+
+    Attributes:
+        pairs: (query, candidate) of every filled place, row by row.
+        filled: [q k] which places hold a candidate.
+        targets: [q k]; places that are not filled are not comparable.
+        keys: of the queries, for messages.
+        number: how many batches came before.
+    """
+
+    pairs: tuple[tuple[Item, Item], ...]
+    filled: torch.Tensor
+    targets: Targets
+    keys: tuple[str, ...]
+    number: int
+
+
+def listed(examples: Sequence[Example], number: int) -> ListBatch:
+    """Every query against its own candidates only."""
+    width = max(len(example.candidates) for example in examples)
+    shape = (len(examples), width)
+    filled, gold, judged = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+    relevance = torch.zeros(shape)
+    pairs = []
+    for row, example in enumerate(examples):
+        for column, candidate in enumerate(example.candidates):
+            filled[row, column] = True
+            _note(candidate, row, column, gold, judged, relevance)
+            pairs.append((example.query, candidate.item))
+    comparable = filled.clone()
+    for row, example in enumerate(examples):
+        for column, candidate in enumerate(example.candidates):
+            if not gold[row, column] and candidate.item.content in example.related:
+                comparable[row, column] = False
+    keys = tuple(example.query.key for example in examples)
+    return ListBatch(tuple(pairs), filled, Targets(gold, judged, relevance, comparable), keys, number)

@@ -1,0 +1,165 @@
+"""The loop: a generator that yields once per update, so that logging, saving and evaluating are the caller's business."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hardwon.errors import Diverged, RecipeError, unknown
+from hardwon.models.body import Precision, trainable
+from hardwon.training.step import Memory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; everything but data, model, loss and number of steps.
+
+    Attributes:
+        batch_size: queries per step. All of them, and all their candidates, meet in one score matrix.
+        negatives: of each example's own negatives, how many join a batch at most.
+        random_negatives: for rerankers, gold of other examples of the same source that joins each list: what belongs together
+            at all is learned from these, what tells near-misses apart from the former.
+        learning_rate: peak, after a linear warm-up and before a cosine decay to 5 % of it.
+        rates: (start of parameter names, peak learning rate) for parts that learn at a pace of their own.
+        warmup: share of the steps that the learning rate rises.
+        weight_decay: of AdamW.
+        clip: largest gradient norm.
+        freeze: parts that are not trained; see `Embedder.freeze`.
+        dropout: False switches dropout off, which suits short trainings.
+        precision: "fp32", or "bf16" to compute in bfloat16 where that is safe; scores and losses stay in float32.
+        memory: what a step may hold.
+        seed: of order, draws and dropout.
+    """
+
+    batch_size: int = 64
+    negatives: int = 0
+    random_negatives: int = 0
+    learning_rate: float = 3e-4
+    rates: tuple[tuple[str, float], ...] = ()
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    freeze: tuple[str, ...] = ()
+    dropout: bool = False
+    precision: Precision = "fp32"
+    memory: Memory = field(default_factory=Memory)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise RecipeError(unknown("precision", self.precision, get_args(Precision)))
+        for name in ("batch_size", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise RecipeError("batch_size must be at least 2: in-batch negatives come from the other examples")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update.
+
+    Attributes:
+        number: from 0.
+        loss: of the batch, before the update.
+        norm: of the gradient, before clipping.
+        rate: learning rate as a share of its peak.
+        seconds: since the previous update.
+    """
+
+    number: int
+    loss: float
+    norm: float
+    rate: float
+    seconds: float
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step: linear rise, cosine fall to 5 %."""
+    rise = max(round(warmup * steps), 1)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+
+
+def optimizer_for(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, with a group of its own for every part in `settings.rates`."""
+    groups: dict[float, list[Tensor]] = {}
+    unused = {part for part, _ in settings.rates}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = settings.learning_rate
+        for part, own in settings.rates:
+            if part in name:
+                rate = own
+                unused.discard(part)
+        groups.setdefault(rate, []).append(parameter)
+    if unused:
+        raise RecipeError(f"no trainable parameter belongs to {', '.join(sorted(unused))} (named in rates)")
+    listed = [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()]
+    return torch.optim.AdamW(listed, weight_decay=settings.weight_decay)
+
+
+def fit(
+    model: Any,
+    steps: int,
+    batches: Iterable[Any],
+    gradient: Callable[[Any], Tensor],
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+) -> Iterator[Step]:
+    """Yield one `Step` per update.
+
+    Args:
+        model: an `Embedder` or `Reranker`.
+        steps: of the whole training, for the schedule.
+        batches: each with a `number`.
+        gradient: adds a batch's gradient to the weights and returns its loss.
+        optimizer: made by `optimizer_for`.
+        settings: see there.
+
+    Raises:
+        Diverged: a gradient that is not finite; the weights are as before the step.
+    """
+    parameters = trainable(model.module)
+    clock = time.perf_counter()
+    model.body.train()
+    for batch in batches:
+        rate = schedule(batch.number, steps, settings.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        with _precision(settings.precision, parameters[0].device.type):
+            loss = gradient(batch)
+        norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip))
+        if not math.isfinite(norm):
+            optimizer.zero_grad()
+            raise Diverged(f"the gradient's norm is {norm}", batch.number, batch_keys(batch), "Lower the learning rate.")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        now = time.perf_counter()
+        yield Step(batch.number, float(loss), norm, rate, now - clock)
+        clock = now
+
+
+def batch_keys(batch: Any) -> list[str]:
+    """Keys of the queries of a batch."""
+    return list(getattr(batch, "keys", None) or [query.key for query in batch.queries])
+
+
+@contextlib.contextmanager
+def _precision(precision: Precision, device: str) -> Iterator[None]:
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Switch every dropout layer off for good."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0

@@ -1,0 +1,217 @@
+"""`train`: a model, examples and a loss; the same for embedders and rerankers."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from hardwon.errors import DataError, RecipeError
+from hardwon.items import Example, Item
+from hardwon.losses import Loss
+from hardwon.models import Embedder, Reranker
+from hardwon.progress import bar
+from hardwon.randomness import generator
+from hardwon.training import checkpoint
+from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
+from hardwon.training.loop import Settings, Step, fit, optimizer_for, without_dropout
+from hardwon.training.step import embedder_step, reranker_step
+
+Model = TypeVar("Model", bound=Embedder | Reranker)
+SAVE_EVERY_S = 30.0
+
+
+def train(
+    model: Model,
+    examples: Sequence[Example],
+    loss: Loss,
+    *,
+    steps: int,
+    settings: Settings | None = None,
+    out: Path | None = None,
+    validate: tuple[int, Callable[[], float]] | None = None,
+    title: str = "training",
+) -> Model:
+    """Train a model in place and return it.
+
+    With `out`, progress is written to `out/metrics.jsonl` and checkpoints to `out/checkpoint`, from which an interrupted run
+    with the same arguments goes on: losses and weights are those of an undisturbed run.
+
+    Args:
+        model: an `Embedder` learns from in-batch and its examples' own negatives, a `Reranker` from the latter alone.
+        examples: the training set; each with at least one gold candidate.
+        loss: any objective of `hardwon.losses`, or a function with their signature.
+        steps: updates in all.
+        settings: everything else; defaults suit a small model.
+        out: folder for metrics and checkpoints; nothing is written if None.
+        validate: (every so many steps, function that gives a number to log as "validation").
+        title: name of the progress bar.
+
+    Raises:
+        DataError: no examples, or a reranker's examples without negatives.
+        Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+    """
+    settings = settings or Settings()
+    _check(model, examples, steps, settings)
+    model.freeze(settings.freeze)
+    model.body.settle_vision()
+    if not settings.dropout:
+        without_dropout(model.module)
+    items = (item for e in examples for item in (e.query, *(c.item for c in e.candidates)))
+    model.body.prepare(items, progress=True)
+    optimizer = optimizer_for(model.module, settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        start, damaged = checkpoint.restore(out / "checkpoint", model.module, optimizer) if out else (0, [])
+        with _log(out, start) as log:
+            for problem in damaged:
+                log({"event": "damaged checkpoint passed over", "problem": problem})
+            _run(model, examples, loss, _Plan(steps, start, settings, out, validate, title), optimizer, log)
+    model.module.eval()
+    return model
+
+
+class _Plan:
+    """What `_run` needs to know beside model and data."""
+
+    def __init__(self, steps: int, start: int, settings: Settings, out: Path | None, validate: Any, title: str):
+        self.steps, self.start, self.settings, self.out, self.validate, self.title = (
+            steps,
+            start,
+            settings,
+            out,
+            validate,
+            title,
+        )
+
+
+def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settings) -> None:
+    if steps < 1:
+        raise RecipeError(f"steps must be at least 1, got {steps}")
+    if len(examples) < 2:
+        raise DataError(f"training needs at least 2 examples, got {len(examples)}")
+    if isinstance(model, Reranker) and (settings.negatives < 1 or not any(e.negatives for e in examples)):
+        raise DataError("a reranker learns from each example's own negatives: mine some first, and set settings.negatives")
+
+
+def _run(
+    model: Any,
+    examples: Sequence[Example],
+    loss: Loss,
+    plan: _Plan,
+    optimizer: torch.optim.Optimizer,
+    log: Callable[[dict], None],
+) -> None:
+    settings, saved = plan.settings, time.monotonic()
+    if isinstance(model, Reranker):
+        stream: Iterator[Any] = _lists(examples, plan)
+        updates = fit(model, plan.steps, stream, lambda b: reranker_step(model, loss, b, settings.memory), optimizer, settings)
+    else:
+        stream = batches(
+            examples,
+            size=settings.batch_size,
+            steps=plan.steps,
+            negatives=settings.negatives,
+            seed=settings.seed,
+            start=plan.start,
+        )
+        updates = fit(model, plan.steps, stream, lambda b: embedder_step(model, loss, b, settings.memory), optimizer, settings)
+    with interruptible() as asked_to_stop, bar(plan.title, plan.steps, "steps") as advance:
+        advance(plan.start)
+        for step in updates:
+            done = step.number + 1
+            log(_row(step))
+            advance(1, f"loss {step.loss:.3f}")
+            stop = asked_to_stop() and done < plan.steps
+            if plan.out and (stop or time.monotonic() - saved > SAVE_EVERY_S):
+                checkpoint.save(plan.out / "checkpoint", done, model.module, optimizer)
+                saved = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt
+            if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
+                log({"step": done, "validation": plan.validate[1]()})
+                model.body.train()
+
+
+def _row(step: Step) -> dict[str, Any]:
+    return {
+        "step": step.number + 1,
+        "loss": round(step.loss, 6),
+        "gradient_norm": round(step.norm, 6),
+        "rate": round(step.rate, 6),
+        "seconds": round(step.seconds, 3),
+    }
+
+
+def _lists(examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
+    """Batches of lists for a reranker; only examples with negatives of their own take part."""
+    settings = plan.settings
+    usable = [example for example in examples if example.negatives]
+    pools: dict[str, list[Item]] = {}
+    for example in examples:
+        pools.setdefault(example.source, []).extend(example.gold)
+    number, epoch = 0, 0
+    while number < plan.steps:
+        for rows in plan_epoch([e.source for e in usable], settings.batch_size, settings.seed, epoch):
+            if number >= plan.steps:
+                return
+            if number >= plan.start:
+                made = []
+                for n in rows:
+                    rng = generator(settings.seed, "list", epoch, n)
+                    drawn = draw(usable[n], settings.negatives, rng)
+                    made.append(with_strangers(drawn, pools[drawn.source], settings.random_negatives, rng))
+                yield listed(made, number)
+            number += 1
+        epoch += 1
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let a step finish when Ctrl-C comes: between steps weights and optimizer belong together, within one they do not.
+
+    Yields a function that says whether Ctrl-C was pressed. A second Ctrl-C stops at once.
+    """
+    pressed = False
+
+    def note(_signal: int, _frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _log(out: Path | None, start: int) -> Iterator[Callable[[dict], None]]:
+    """Append JSON lines to `metrics.jsonl`; rows after the step that a run goes on from are dropped first."""
+    if out is None:
+        yield lambda row: None
+        return
+    path = out / "metrics.jsonl"
+    kept = []
+    if path.exists():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [row for row in rows if row.get("step", 0) <= start]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept)
+
+        def log(row: dict) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        yield log
