@@ -1,0 +1,21 @@
+"""Evaluation: benchmarks as data, one run that encodes everything once, reports that can be compared."""
+
+from hardwon.evaluation.compare import Comparison
+from hardwon.evaluation.files import read_benchmark, write_benchmark
+from hardwon.evaluation.fusion import Learned, learn_weight
+from hardwon.evaluation.report import Report, comparison_table
+from hardwon.evaluation.run import evaluate
+from hardwon.evaluation.task import Benchmark, Task
+
+__all__ = [
+    "Benchmark",
+    "Comparison",
+    "Learned",
+    "Report",
+    "Task",
+    "comparison_table",
+    "evaluate",
+    "learn_weight",
+    "read_benchmark",
+    "write_benchmark",
+]

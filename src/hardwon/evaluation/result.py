@@ -1,0 +1,137 @@
+"""`TaskResult`: what a model did on one task, query by query; and the groups that means are taken over."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from hardwon import metrics
+from hardwon.errors import ArtifactError, unknown
+from hardwon.evaluation.task import Distribution, MetaTask, wrong_head
+from hardwon.metrics import Interval
+
+SEED, DRAWS = 0, 2000  # of every interval in a report, so that the same results give the same digits
+GROUPS = {
+    "classification": "classification",
+    "vqa": "visual question answering",
+    "retrieval": "retrieval",
+    "grounding": "grounding",
+    "ind": "in distribution",
+    "ood": "out of distribution",
+    "all": "all data sets",
+}
+
+_RANGES = {"hits": (0, 1), "ranks": (1, math.inf), "ties": (0, math.inf), "chance": (0, 1), "candidates": (1, math.inf)}
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a model did on one task; tuples hold one value per query, in the task's order.
+
+    Attributes:
+        name: of the task.
+        meta_task: as in `Task`.
+        distribution: as in `Task`.
+        hits: hit at rank 1, expected over the random order of ties, in [0, 1].
+        ranks: expected rank of the best gold candidate; 1 is first.
+        ties: candidates that are not gold and score the same as the best gold candidate.
+        chance: mean hit at rank 1 that guessing gets.
+        candidates: how many candidates a query searched; the mean, rounded, where queries differ.
+    """
+
+    name: str
+    meta_task: MetaTask
+    distribution: Distribution
+    hits: tuple[float, ...]
+    ranks: tuple[float, ...]
+    ties: tuple[int, ...]
+    chance: float
+    candidates: int
+
+    def __post_init__(self) -> None:
+        columns = {"hits": self.hits, "ranks": self.ranks, "ties": self.ties}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if not self.hits or len(set(lengths.values())) > 1:
+            raise ArtifactError(f"task {self.name}: every column needs one value per query, got {lengths}")
+        for name, values in (columns | {"chance": (self.chance,), "candidates": (self.candidates,)}).items():
+            low, high = _RANGES[name]
+            wrong = [value for value in values if not (math.isfinite(value) and low <= value <= high)]
+            if wrong:
+                raise ArtifactError(f"task {self.name}: {name} holds {wrong[0]}, which does not lie in [{low}, {high}]")
+
+    @property
+    def queries(self) -> int:
+        """How many queries were asked."""
+        return len(self.hits)
+
+    @property
+    def strict(self) -> float:
+        """Mean hit at rank 1 when every tie is broken against the model."""
+        return sum(hit == 1 for hit in self.hits) / self.queries
+
+    @property
+    def tied(self) -> float:
+        """Share of queries whose best gold candidate ties with one that is not gold."""
+        return sum(n > 0 for n in self.ties) / self.queries
+
+    def interval(self) -> Interval:
+        """Mean of the hits with its 95 % bootstrap interval."""
+        return metrics.interval(self.tensor(), draws=DRAWS, seed=SEED)
+
+    def tensor(self) -> torch.Tensor:
+        """The hits as float64, for `metrics`."""
+        return torch.tensor(self.hits, dtype=torch.float64)
+
+    def within(self, group: str) -> bool:
+        """Whether the mean over `group` (a key of `GROUPS`) counts this task."""
+        return group in ("all", self.meta_task, self.distribution)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form that `from_json` reads back to an equal result."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, row: Any) -> "TaskResult":
+        """The result that `to_json` wrote. Raises ArtifactError for anything else."""
+        checked_fields(row, [f.name for f in fields(cls)], "a task's result")
+        heads = {name: row[name] for name in ("name", "meta_task", "distribution")}
+        if not all(isinstance(value, str) for value in heads.values()):
+            raise ArtifactError(f"name, meta_task and distribution of a result must be strings, got {heads}")
+        reason = wrong_head(**heads)
+        if reason:
+            raise ArtifactError(reason)
+        hits, ranks = _numbers(row, "hits", float), _numbers(row, "ranks", float)
+        (chance,), (candidates,) = _numbers(row, "chance", float), _numbers(row, "candidates", int)
+        ties = _numbers(row, "ties", int)
+        return cls(**heads, hits=hits, ranks=ranks, ties=ties, chance=chance, candidates=candidates)
+
+
+def _numbers(row: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
+    """The numbers of a list, or the one number of a field that is not a list."""
+    single = name in ("chance", "candidates")
+    values = [row[name]] if single else row[name]
+    allowed = (int,) if kind is int else (int, float)
+    if not isinstance(values, list) or not all(isinstance(v, allowed) and not isinstance(v, bool) for v in values):
+        what = "integer" if kind is int else "number"
+        raise ArtifactError(f"task {row['name']}: {name} must be " + (f"one {what}" if single else f"a list of {what}s"))
+    return tuple(kind(value) for value in values)
+
+
+def checked_fields(row: Any, names: list[str], what: str) -> None:
+    """Raise ArtifactError unless `row` is an object with exactly these fields."""
+    if not isinstance(row, Mapping):
+        raise ArtifactError(f"{what} must be an object, got {type(row).__name__}")
+    for name in row:
+        if name not in names:
+            raise ArtifactError(unknown(f"field of {what}", name, names))
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise ArtifactError(f"{what} lacks {', '.join(missing)}")
+
+
+def percent(value: Interval, sign: str = "") -> str:
+    """A mean and half the width of its interval, in percent: "71.2 ±3.1"."""
+    points = round(100 * value.mean, 1) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{points:{sign}.1f} ±{50 * (value.high - value.low):.1f}"

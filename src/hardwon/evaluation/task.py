@@ -1,0 +1,135 @@
+"""`Task` and `Benchmark`: what is asked of a model, as data."""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hardwon.errors import DataError, unknown
+from hardwon.items import Item
+
+MetaTask = Literal["classification", "vqa", "retrieval", "grounding"]
+Distribution = Literal["ind", "ood"]
+Positions = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Queries, what they search, and what belongs to them: one data set of a benchmark.
+
+    Candidates that show the same as a gold candidate (equal `Item.content`) count as gold too: a copy of the right
+    answer is not a miss.
+
+    Attributes:
+        name: of the data set; also the name of its folder.
+        meta_task: "classification", "vqa", "retrieval" or "grounding".
+        distribution: "ind" (like the training data) or "ood".
+        queries: at least one.
+        corpus: everything that queries of this task can find.
+        gold: for each query the positions in `corpus` that belong to it, at least one.
+        candidates: for each query the positions it searches; None when all queries search the whole corpus.
+    """
+
+    name: str
+    meta_task: MetaTask
+    distribution: Distribution
+    queries: tuple[Item, ...]
+    corpus: tuple[Item, ...]
+    gold: tuple[Positions, ...]
+    candidates: tuple[Positions, ...] | None = None
+
+    def __post_init__(self) -> None:
+        reason = wrong_head(self.name, self.meta_task, self.distribution)
+        if reason:
+            raise DataError(reason)
+        if not self.queries or not self.corpus:
+            raise DataError(f"task {self.name}: it has no {'corpus' if self.queries else 'queries'}")
+        searched = self.candidates if self.candidates is not None else (None,) * len(self.queries)
+        if not len(self.queries) == len(self.gold) == len(searched):
+            raise DataError(
+                f"task {self.name}: {len(self.queries)} queries, gold for {len(self.gold)}, candidates for {len(searched)}"
+            )
+        for number, (gold, candidates) in enumerate(zip(self.gold, searched, strict=True)):
+            reason = wrong_positions(gold, candidates, len(self.corpus))
+            if reason:
+                raise DataError(f"task {self.name}, query {number}: {reason}")
+
+    def searched(self, query: int) -> Positions:
+        """Positions in the corpus that this query searches."""
+        return self.candidates[query] if self.candidates is not None else tuple(range(len(self.corpus)))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Tasks that are evaluated together.
+
+    Attributes:
+        name: what people call it.
+        tasks: with different names; their order plays no part in any result.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise DataError(f"benchmark {self.name!r} has no tasks")
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"benchmark {self.name!r}: several tasks are named {', '.join(twice)}; names must be different")
+
+    @functools.cached_property
+    def revision(self) -> str:
+        """Hash of everything that is asked, 32 hexadecimal digits.
+
+        That is the contents of all items (pictures included), gold and candidates. Neither the benchmark's name nor the
+        order of tasks or candidates plays a part, nor do the names of picture files.
+        """
+        digests = sorted(_digest(task) for task in self.tasks)
+        return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _digest(task: Task) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    made.update(json.dumps([task.name, task.meta_task, task.distribution]).encode())
+    made.update("".join(item.key for item in task.corpus).encode())
+    for number, query in enumerate(task.queries):
+        searched = None if task.candidates is None else task.candidates[number]
+        # All of the corpus is the same question however it is written down.
+        listed = None if searched is None or len(searched) == len(task.corpus) else sorted(searched)
+        made.update(json.dumps([query.key, sorted(task.gold[number]), listed]).encode())
+    return made.hexdigest()
+
+
+def wrong_head(name: str, meta_task: str, distribution: str) -> str:
+    """Why a task cannot be called or classed so; "" if it can."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        return f"task name {name!r} cannot name a folder: use letters, digits, '_', '-' and '.', a letter or digit first"
+    if meta_task not in get_args(MetaTask):
+        return f"task {name}: " + unknown("meta_task", meta_task, get_args(MetaTask))
+    if distribution not in get_args(Distribution):
+        return f"task {name}: " + unknown("distribution", distribution, get_args(Distribution))
+    return ""
+
+
+def wrong_positions(gold: Sequence[int], candidates: Sequence[int] | None, corpus: int) -> str:
+    """Why gold and candidates of a query do not fit a corpus of this many entries; "" if they do."""
+    if not gold:
+        return "no gold: name at least one position of the corpus that belongs to the query"
+    if candidates is not None and not candidates:
+        return "no candidates: name the positions it searches, or leave candidates out to search the whole corpus"
+    for what, positions in (("gold", gold), ("candidates", candidates or ())):
+        if positions and not 0 <= min(positions) <= max(positions) < corpus:
+            outside = next(p for p in positions if not 0 <= p < corpus)
+            return f"{what} {outside} is not in the corpus, whose positions are 0 to {corpus - 1}"
+        if len(set(positions)) < len(positions):
+            return f"{what} names position {next(p for p in positions if positions.count(p) > 1)} twice"
+    if candidates is not None:
+        missing = sorted(set(gold) - set(candidates))
+        if missing:
+            return f"gold {missing[0]} is not among its candidates, so no model could find it"
+    return ""
