@@ -1,0 +1,75 @@
+"""The built-in sample data: pairs and the small MMEB from the emoji universe (see `catalogue`)."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hardwon.data.assets import fetch
+from hardwon.data.emoji.catalogue import TRAINED_STYLES, draw, read_codes, read_concepts
+from hardwon.data.emoji.collage import Collage, make_collages
+from hardwon.data.emoji.pairs import World, training_pairs
+from hardwon.data.emoji.tasks import TaskRows, small_mmeb
+from hardwon.items import write_examples
+
+__all__ = ["build"]
+
+
+def build(
+    folder: Path,
+    *,
+    collages: int = 1200,
+    queries: int = 200,
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write pictures, `train.jsonl`, `val.jsonl`, the benchmark `mmeb-small/` and its validation twin `mmeb-val/`.
+
+    Args:
+        folder: where to; the rows name pictures relative to it.
+        collages: collages per trained style for the training pairs (the others take a fraction of it).
+        queries: queries per test data set at most.
+        seed: of the wording and order of pairs; splits never depend on it.
+        cache: where assets are kept.
+        say: told what is happening, one line at a time.
+
+    Returns:
+        Counts of what was written.
+    """
+    assets = fetch(("emoji-png", "emoji-svg", "emoji-names", "emoji-keywords"), cache, say)
+    world = World(read_concepts(assets), folder / "pictures")
+    say(f"drawing {len(world.concepts)} concepts in 3 styles")
+    draw(assets, world.concepts, read_codes(assets), world.pictures)
+
+    def test_collages(split: str, style: str) -> list[Collage]:
+        return make_collages(world, world.of(split), [style], max(queries * 3 // 5, 20), split)
+
+    trained = make_collages(world, world.of("train"), TRAINED_STYLES, collages, "train")
+    counts: dict[str, Any] = {"concepts": len(world.concepts)}
+    train = training_pairs(world, trained, ["train"], seed)
+    validation = make_collages(world, world.of("val"), TRAINED_STYLES, 60, "val-pairs")
+    counts["train"] = write_examples(folder / "train.jsonl", train)
+    counts["val"] = write_examples(folder / "val.jsonl", training_pairs(world, validation, ["val"], seed))
+    for name, split, limit in (("mmeb-small", "test", queries), ("mmeb-val", "val", 60)):
+        tasks = small_mmeb(world, test_collages, split, limit)
+        counts[name] = {task.name: _write(folder, name, task) for task in tasks}
+        listed = [
+            {"name": t.name, "meta_task": t.meta_task, "distribution": t.distribution}
+            | {"queries": f"{t.name}/queries.jsonl", "corpus": f"{t.name}/corpus.jsonl"}
+            for t in tasks
+        ]
+        text = json.dumps({"name": name, "root": "..", "tasks": listed}, indent=1)
+        (folder / name / "benchmark.json").write_text(text, encoding="utf-8")
+    return counts
+
+
+def _write(folder: Path, name: str, task: TaskRows) -> int:
+    corpus, rows = task.rows()
+    target = folder / name / task.name
+    target.mkdir(parents=True, exist_ok=True)
+    with open(target / "corpus.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(item.to_json(folder), ensure_ascii=False) + "\n" for item in corpus)
+    with open(target / "queries.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row | {"query": row["query"].to_json(folder)}, ensure_ascii=False) + "\n" for row in rows)
+    return len(rows)

