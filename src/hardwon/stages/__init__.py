@@ -1,0 +1,9 @@
+"""Stages: what a recipe is made of."""
+
+from hardwon.stages.base import Stage, Workspace
+from hardwon.stages.learn import Backbone, Mine, Train
+from hardwon.stages.measure import BuildIndex, Evaluate
+from hardwon.stages.report import Query, WriteReport
+from hardwon.stages.sample import SampleData
+
+__all__ = ["Backbone", "BuildIndex", "Evaluate", "Mine", "Query", "SampleData", "Stage", "Train", "Workspace", "WriteReport"]

@@ -1,0 +1,169 @@
+"""Stages that learn and mine."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from hardwon.artifacts import Draft
+from hardwon.data import read
+from hardwon.data.assets import fetch
+from hardwon.items import Example
+from hardwon.losses import Loss
+from hardwon.mining import Mining, mine
+from hardwon.models import Embedder, Reranker
+from hardwon.models.small import assemble
+from hardwon.progress import console
+from hardwon.stages.base import Workspace
+from hardwon.training import Settings, align, train
+
+OnError = Literal["raise", "skip"]
+
+
+def load_examples(workspace: Workspace, name: str, on_error: OnError, root: str = "") -> Sequence[Example]:
+    """Read a data set; bad rows that are gone on without are listed."""
+    dataset = read(workspace.path(name), root=workspace.path(root) if root else None, on_error=on_error)
+    for row in dataset.bad[:10]:
+        console().print(f"   [yellow]left out[/] {row}")
+    if dataset.bad:
+        console().print(f"   [yellow]{len(dataset.bad)} of {dataset.rows} rows left out[/]")
+    return dataset
+
+
+def load_embedder(workspace: Workspace, name: str) -> Embedder:
+    """An embedder whose frozen vision features are cached in the workspace."""
+    return Embedder.load(workspace.path(name), vision_cache=features(workspace))
+
+
+def features(workspace: Workspace) -> Path:
+    """Where vision features are kept: beside the artifacts, since they belong to no single one."""
+    return workspace.root / "features"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Put the built-in small backbone together.
+
+    Attributes:
+        out: see `Stage`.
+    """
+
+    out: str = "base"
+    kind: ClassVar[str] = "model"
+    verb: ClassVar[str] = "assemble"
+
+    def reads(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def make(self, workspace: Workspace, draft: Draft) -> str:
+        """Fetch the weights and save the model."""
+        found = fetch(("vision", "language"), workspace.cache, console().print)
+        assemble(draft.path / "model", found["vision"], found["language"])
+        return "EfficientNet-lite0 -> projector -> MiniLM, as a standard FastVLM"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an embedder or a reranker.
+
+    Attributes:
+        out: see `Stage`; the model is written to `out/model`.
+        model: folder or name to start from.
+        data: examples: any file that `hardwon.data.read` takes.
+        loss: the objective.
+        steps: updates.
+        settings: everything else about training.
+        task: what is trained; a "reranker" starts from an embedder's weights.
+        layers: of a reranker's language model that are kept; all if None.
+        align: steps of projector alignment before the training; 0 for none.
+        align_sources: data sets used for that; all if empty.
+        root: folder that picture paths are relative to, if not the data file's.
+        on_error: "skip" goes on without bad rows.
+    """
+
+    out: str
+    model: str
+    data: str
+    loss: Loss
+    steps: int
+    settings: Settings = field(default_factory=Settings)
+    task: Literal["embedder", "reranker"] = "embedder"
+    layers: int | None = None
+    align: int = 0
+    align_sources: tuple[str, ...] = ()
+    root: str = ""
+    on_error: OnError = "raise"
+    kind: ClassVar[str] = "model"
+    verb: ClassVar[str] = "train"
+
+    def reads(self) -> tuple[str, ...]:
+        """Model and data."""
+        return (self.model, self.data)
+
+    def make(self, workspace: Workspace, draft: Draft) -> str:
+        """Train and save."""
+        examples = load_examples(workspace, self.data, self.on_error, self.root)
+        embedder = load_embedder(workspace, self.model)
+        model: Embedder | Reranker = embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)
+        checkpoints = draft.path / "checkpoint"
+        if self.align and isinstance(model, Embedder) and not checkpoints.exists():
+            align(model, tuple(examples), steps=self.align, sources=self.align_sources, seed=self.settings.seed)
+        trained = train(
+            model, examples, self.loss, steps=self.steps, settings=self.settings, out=draft.path, title=f"training {self.out}"
+        )
+        about = {"recipe": repr(self), "examples": len(examples)}
+        trained.save(draft.path / "model", about)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        draft.stats["examples"] = len(examples)
+        draft.stats["pairs"] = self.steps * self.settings.batch_size
+        return f"{self.steps} steps of {self.settings.batch_size} queries"
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Mine hard negatives.
+
+    Attributes:
+        out: see `Stage`; `examples.jsonl` (with picture paths as in the data) and `ledger.parquet` are written there.
+        model: embedder that retrieves.
+        data: examples to mine for; their candidates are the pool.
+        judge: reranker that grades; none if empty.
+        settings: see `Mining`.
+        precision: of the judge.
+        root: folder that picture paths are relative to, if not the data file's.
+        on_error: "skip" goes on without bad rows.
+    """
+
+    out: str
+    model: str
+    data: str
+    judge: str = ""
+    settings: Mining = field(default_factory=Mining)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    root: str = ""
+    on_error: OnError = "raise"
+    kind: ClassVar[str] = "negatives"
+    verb: ClassVar[str] = "mine"
+
+    def reads(self) -> tuple[str, ...]:
+        """Model, data and judge."""
+        return (self.model, self.data, *([self.judge] if self.judge else []))
+
+    def make(self, workspace: Workspace, draft: Draft) -> str:
+        """Mine and write."""
+        examples = load_examples(workspace, self.data, self.on_error, self.root)
+        embedder = load_embedder(workspace, self.model)
+        judge = None
+        if self.judge:
+            judge = Reranker.load(workspace.path(self.judge), vision_cache=features(workspace), precision=self.precision)
+        mined = mine(examples, embedder, judge, settings=self.settings, out=draft.path)
+        mined.write(draft.path, workspace.path(self.root) if self.root else workspace.path(self.data).parent)
+        for shard in draft.path.glob("judge-*.safetensors"):
+            shard.unlink()
+        kept = sum(entry.verdict == "kept" for entry in mined.ledger)
+        rejected = sum(entry.verdict == "rejected" for entry in mined.ledger)
+        draft.stats |= {"queries": len(mined.examples), "kept": kept, "rejected": rejected}
+        told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
+        return f"{kept} hard negatives for {len(mined.examples)} queries{told}"

@@ -1,0 +1,112 @@
+"""Stages that measure and that build what is used: evaluation and index."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from hardwon.artifacts import Draft, write_json
+from hardwon.data import images
+from hardwon.evaluation import evaluate, learn_weight, read_benchmark
+from hardwon.items import Item, item_from_json
+from hardwon.models import Reranker
+from hardwon.search import Fused, Index
+from hardwon.stages.base import Workspace
+from hardwon.stages.learn import features, load_embedder
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate an embedder, alone or with a reranker, on a benchmark.
+
+    Attributes:
+        out: see `Stage`; `report.json` is written there.
+        model: embedder.
+        benchmark: folder that `hardwon.evaluation.read_benchmark` takes.
+        label: what the model is called in tables.
+        rerank: reranker; none if empty.
+        depth: candidates per query that the reranker reads.
+        validation: benchmark on which the fusion weight is learned; needed with `rerank`.
+        precision: of the reranker.
+    """
+
+    out: str
+    model: str
+    benchmark: str
+    label: str = ""
+    rerank: str = ""
+    depth: int = 10
+    validation: str = ""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    kind: ClassVar[str] = "evaluation"
+    verb: ClassVar[str] = "evaluate"
+
+    def reads(self) -> tuple[str, ...]:
+        """Model, benchmark, and what reranking needs."""
+        return (self.model, self.benchmark, *(p for p in (self.rerank, self.validation) if p))
+
+    def make(self, workspace: Workspace, draft: Draft) -> str:
+        """Evaluate and write the report."""
+        embedder = load_embedder(workspace, self.model)
+        fused, told = None, ""
+        if self.rerank:
+            reranker = load_reranker(workspace, self.rerank, self.precision)
+            fused = Fused(reranker, self.depth)
+            if self.validation:
+                learned = learn_weight(embedder, reranker, read_benchmark(workspace.path(self.validation)), depth=self.depth)
+                fused = learned.fused
+                draft.stats["weights"] = [list(pair) for pair in learned.tried]
+            draft.stats["weight"] = fused.weight
+            told = f", reranker's weight {fused.weight:g}"
+        report = evaluate(embedder, read_benchmark(workspace.path(self.benchmark)), rerank=fused, label=self.label or self.out)
+        write_json(draft.path / "report.json", report.to_json())
+        mean = report.mean()
+        draft.stats["mean"] = mean.mean
+        shown = f"{100 * mean.mean:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
+        return f"mean P@1 {shown} over {len(report.results)} data sets{told}"
+
+
+def load_reranker(workspace: Workspace, name: str, precision: Literal["fp32", "bf16"]) -> Reranker:
+    """A reranker whose frozen vision features are cached in the workspace."""
+    return Reranker.load(workspace.path(name), vision_cache=features(workspace), precision=precision)
+
+
+@dataclass(frozen=True)
+class BuildIndex:
+    """Index items with an embedder.
+
+    Attributes:
+        out: see `Stage`.
+        model: embedder.
+        items: a folder of pictures, or JSON lines of items (`text`, `image`, ...).
+        root: folder that picture paths in JSON lines are relative to, if not the file's.
+    """
+
+    out: str
+    model: str
+    items: str
+    root: str = ""
+    kind: ClassVar[str] = "index"
+    verb: ClassVar[str] = "index"
+
+    def reads(self) -> tuple[str, ...]:
+        """Model and items."""
+        return (self.model, self.items)
+
+    def make(self, workspace: Workspace, draft: Draft) -> str:
+        """Encode and save."""
+        embedder = load_embedder(workspace, self.model)
+        index = Index.build(embedder, load_items(workspace.path(self.items), workspace.path(self.root) if self.root else None))
+        index.save(draft.path / "index")
+        # Relative, so that a workspace can be moved.
+        write_json(draft.path / "model.json", {"model": os.path.relpath(workspace.path(self.model), draft.path)})
+        return f"{len(index)} items"
+
+
+def load_items(path: Path, root: Path | None) -> list[Item]:
+    """Items of a folder of pictures or of a file of JSON lines."""
+    if path.is_dir():
+        return list(images(path))
+    with open(path, encoding="utf-8") as file:
+        return [item_from_json(json.loads(line), root or path.parent) for line in file if line.strip()]

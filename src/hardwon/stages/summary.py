@@ -1,0 +1,37 @@
+"""What a person sees in the terminal when a recipe has run."""
+
+import itertools
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from hardwon.artifacts import Manifest
+from hardwon.evaluation import Report, comparison_table
+from hardwon.stages.base import Stage, Workspace
+
+
+def show(workspace: Workspace, stages: Sequence[Stage], made: Sequence[Manifest], seconds: float) -> None:
+    """Print the results of all evaluations side by side, what differs, and where the time went."""
+    out = Console()
+    reports = {}
+    for stage in stages:
+        file = workspace.root / stage.out / "report.json"
+        if stage.kind == "evaluation" and file.is_file():
+            report = Report.from_json(json.loads(file.read_text(encoding="utf-8")))
+            reports[report.label] = report
+    if reports:
+        out.print(comparison_table(reports))
+        listed = list(reports.values())
+        for earlier, later in itertools.pairwise(listed):
+            overall = next(d for d in later.diff(earlier).means if d.name == "all")
+            value = overall.value
+            out.print(
+                f"[bold]{later.label}[/] - {earlier.label}: {100 * value.mean:+.1f} "
+                f"[{100 * value.low:+.1f}, {100 * value.high:+.1f}] points, p = {overall.p:.3g}: {overall.verdict}"
+            )
+    spent = sum(m.made["seconds"] for m in made)
+    training = sum(m.made["seconds"] for s, m in zip(stages, made, strict=True) if s.verb == "train")
+    out.print(
+        f"\n{len(made)} stages, {spent:.0f} s of work in all, of which training {training:.0f} s; this command {seconds:.0f} s"
+    )
