@@ -173,9 +173,10 @@ def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
 
 def _read_started(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((path / STARTED).read_text(encoding="utf-8"))
+        started = json.loads((path / STARTED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return started if isinstance(started, dict) else None
 
 
 def _clear(path: Path) -> None:
@@ -183,9 +184,19 @@ def _clear(path: Path) -> None:
         return
     if not path.is_dir():
         raise ArtifactError(f"{path} is a file; choose another folder")
-    if any(path.iterdir()) and not ((path / STARTED).exists() or (path / MANIFEST).exists()):
+    if any(path.iterdir()) and not _ours(path):
         raise ArtifactError(f"{path} is not empty and was not made by hardwon; choose another folder or empty it")
     shutil.rmtree(path)
+
+
+def _ours(path: Path) -> bool:
+    """Whether hardwon made the folder. Others write a manifest.json too, so the beginning is looked at: damage spares it."""
+    if "inputs" in (_read_started(path) or {}):
+        return True
+    try:
+        return (path / MANIFEST).read_text(encoding="utf-8", errors="replace").startswith('{\n "files": {')
+    except OSError:
+        return False
 
 
 def environment() -> dict[str, Any]:

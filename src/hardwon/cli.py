@@ -39,8 +39,11 @@ def _stages(recipe: str, settings: list[str]) -> tuple[Any, ...]:
 
 
 def _workspace(out: Path) -> Any:
+    from transformers.utils import logging
+
     from hardwon.stages import Workspace
 
+    logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
     return Workspace(out)
 
 
@@ -135,6 +138,7 @@ def search(
     from hardwon.models import Embedder
     from hardwon.pictures import check_picture
     from hardwon.search import Index
+    from hardwon.stages.measure import model_of
 
     if not words and image is None:
         raise typer.BadParameter("give words, --image, or both")
@@ -142,8 +146,7 @@ def search(
         check_picture(image)
     if not (folder / "model.json").is_file():
         raise ArtifactError(f"{folder} holds no index: make one with `hardwon index`")
-    model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
-    found = Index.load(folder / "index", Embedder.load((folder / model).resolve()))
+    found = Index.load(folder / "index", Embedder.load(model_of(folder)))
     hits = found.search(Item(words, () if image is None else (image.resolve(),), instruction), k=k)
     if as_json:
         for hit in hits:
@@ -152,12 +155,13 @@ def search(
             )
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("rank", "score", "what", title=f"{len(found)} items searched")
     for hit in hits:
         shown = " ".join(part for part in (hit.item.text, *(str(p) for p in hit.item.images if isinstance(p, Path))) if part)
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", shown)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(shown))
     Console().print(table)
 
 
@@ -167,21 +171,22 @@ def inspect(
 ) -> None:
     """Say what an artifact is, what made it, and whether it is whole."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from hardwon import artifacts
 
     manifest = artifacts.load(folder)
-    table = Table(show_header=False, title=f"{folder}: {manifest.kind}, whole")
+    table = Table(show_header=False, title=escape(f"{folder}: {manifest.kind}, whole"))
     for name, value in {
         "fingerprint": manifest.fingerprint,
         "files": len(manifest.files),
         **manifest.made,
         **manifest.stats,
     }.items():
-        table.add_row(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        table.add_row(escape(name), escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     for name, value in manifest.inputs.items():
-        table.add_row(name, json.dumps(value, indent=1, ensure_ascii=False))
+        table.add_row(escape(name), escape(json.dumps(value, indent=1, ensure_ascii=False)))
     Console().print(table)
 
 
@@ -207,9 +212,10 @@ def main() -> None:
     except HardwonError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("\nstopped; run the same command again to go on from here", fg="yellow", err=True)
-        sys.exit(130)
+    except SystemExit as end:  # typer makes this of Ctrl-C
+        if end.code == 130:
+            typer.secho("\nstopped; run the same command again to go on from here", fg="yellow", err=True)
+        raise
 
 
 if __name__ == "__main__":

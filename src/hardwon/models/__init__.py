@@ -1,7 +1,8 @@
 """Models: an embedder, a reranker, and the small backbone that comes with the project."""
 
+from hardwon.models.cached import CachedEncoder
 from hardwon.models.embedder import Embedder
 from hardwon.models.reranker import Reranker
 from hardwon.models.scorer import Encoder, Pair, Scorer
 
-__all__ = ["Embedder", "Encoder", "Pair", "Reranker", "Scorer"]
+__all__ = ["CachedEncoder", "Embedder", "Encoder", "Pair", "Reranker", "Scorer"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from hardwon.errors import ModelError
@@ -63,7 +64,7 @@ class Body:
             raise ModelError(f"{folder} holds no model: it has neither modules.json nor config.json")
         try:
             model = kind(str(path), device=device, trust_remote_code=False, local_files_only=folder.is_dir())
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise ModelError(f"{path} cannot be loaded as a {kind.__name__}: {error}") from error
         length = model.max_seq_length
         if not length or length > LONGEST:
@@ -146,7 +147,12 @@ class Body:
         if self.vision is not None:
             return self._cached_features(rows)
         made = [[payload(item, self.special, self.modalities) for item in row] for row in rows]
-        features = self.model.preprocess([row[0] if len(row) == 1 else tuple(row) for row in made])
+        if len(rows[0]) == 1:
+            features = self.model.preprocess([row[0] for row in made])
+        elif "message" in self.model.modalities:
+            features = self.model.preprocess([tuple(row) for row in made])
+        else:  # a model of text alone takes pairs as plain strings; within a pair they are never taken for a path or URL
+            features = self.model.preprocess([tuple(part["text"] for part in row) for row in made])
         return {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
 
     def _cached_features(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
@@ -191,15 +197,16 @@ class Body:
                 yield
         finally:
             self.model.train(training)
-            self._keep_frozen_still()
+            self._keep_tower_still()
 
     def train(self) -> None:
-        """Dropout on, but a frozen tower keeps its running statistics."""
+        """Dropout on, but a convolutional tower keeps its running statistics, frozen or not."""
         self.model.train()
-        self._keep_frozen_still()
+        self._keep_tower_still()
 
-    def _keep_frozen_still(self) -> None:
-        if self.vision is not None:
+    def _keep_tower_still(self) -> None:
+        # Statistics of a batch would make the gradient depend on how a step is cut into chunks, and count a replayed one twice.
+        if can_cache(self.transformer):
             self.transformer.vision_tower.eval()
 
 

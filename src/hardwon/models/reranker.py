@@ -125,7 +125,10 @@ class Reranker:
         return self
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """Write a folder that `CrossEncoder(path)` loads with the same scores; `about` is kept in `hardwon.json`."""
+        """Write a folder that `CrossEncoder(path)` loads; `about` is kept in `hardwon.json`.
+
+        Its `predict` gives the sigmoid of our log-odds, or the log-odds with `activation_fn=torch.nn.Identity()`.
+        """
         self.body.model.save(str(path), create_model_card=False)
         (path / "hardwon.json").write_text(json.dumps(about or {}, indent=1, sort_keys=True), encoding="utf-8")
 

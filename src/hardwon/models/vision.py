@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hardwon.artifacts import write_atomically
 from hardwon.items import Item, Picture, picture_key
 from hardwon.pictures import open_picture
 from hardwon.progress import bar
+from hardwon.store import Store
 
 BATCH = 16  # measured on two cores: larger batches fall out of the cache of the processor
 
@@ -52,18 +51,12 @@ class VisionCache:
         self.tower, self.processor, self.home = tower, processor, folder
         identity = weights_digest(tower) + json.dumps(processor.to_dict(), sort_keys=True, default=str)
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-        self.folder = None if folder is None else folder / f"vision-{self.fingerprint}"
-        self.rows: dict[str, Float[Tensor, "t w"]] = {}
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for file in sorted(self.folder.glob("*.safetensors")):
-                self._read(file)
+        self.store = Store(None if folder is None else folder / f"vision-{self.fingerprint}")
 
-    def _read(self, file: Path) -> None:
-        keys = json.loads(file.with_suffix(".json").read_text(encoding="utf-8")) if file.with_suffix(".json").exists() else []
-        if keys:
-            # Mapped, not read: rows come from disk when they are looked at.
-            self.rows.update(zip(keys, load_file(file)["features"], strict=True))
+    @property
+    def rows(self) -> dict[str, Float[Tensor, "t w"]]:
+        """Features by picture key."""
+        return self.store.rows
 
     def prepare(self, items: Iterable[Item], progress: str = "looking at pictures") -> int:
         """Compute what is missing for these items, with a bar; returns how many pictures were new."""
@@ -75,17 +68,8 @@ class VisionCache:
         with bar(progress, len(keys), "pictures") as advance:
             for start in range(0, len(keys), 64 * BATCH):
                 part = slice(start, start + 64 * BATCH)
-                self._add(keys[part], self._compute(pictures[part], advance))
+                self.store.add(keys[part], self._compute(pictures[part], advance))
         return len(keys)
-
-    def _add(self, keys: list[str], features: Float[Tensor, "n t w"]) -> None:
-        self.rows.update(zip(keys, features, strict=True))
-        if self.folder is not None:
-            name = hashlib.blake2b("".join(keys).encode(), digest_size=8).hexdigest()
-            save_file({"features": features.contiguous()}, self.folder / f".{name}.tmp")
-            (self.folder / f".{name}.tmp").replace(self.folder / f"{name}.safetensors")
-            # The list of keys is written last: rows without it are not read.
-            write_atomically(self.folder / f"{name}.json", json.dumps(keys))
 
     @torch.no_grad()
     def _compute(self, pictures: Sequence[Picture], advance: Any) -> Float[Tensor, "n t w"]:
@@ -104,5 +88,5 @@ class VisionCache:
         keys = [picture_key(p) for p in pictures]
         missing = {key: p for key, p in zip(keys, pictures, strict=True) if key not in self.rows}
         if missing:
-            self._add(list(missing), self._compute(list(missing.values()), lambda _: None))
+            self.store.add(list(missing), self._compute(list(missing.values()), lambda _: None))
         return torch.stack([self.rows[key] for key in keys])

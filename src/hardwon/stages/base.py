@@ -7,13 +7,16 @@ damaged or made from other inputs; what was interrupted goes on where it stopped
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from rich.markup import escape
 
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.progress import console
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What every stage has.
 
@@ -54,11 +57,15 @@ class Workspace:
 
     def path(self, name: str) -> Path:
         """A path in a recipe: inside the workspace if it exists there or its first part is a stage's folder, else as it is."""
-        inside = self.root / name
-        return inside if inside.exists() or not Path(name).exists() else Path(name)
+        inside, first = self.root / name, (Path(name).parts or (".",))[0]
+        return inside if inside.exists() or (first not in ("..", ".") and (self.root / first).exists()) else Path(name)
 
-    def identity(self, name: str) -> str:
+    def identity(self, name: str, *, hub: bool = False) -> str:
         """Fingerprint of what lies at a path: of the artifact that holds it, or of the file's or folder's content.
+
+        Args:
+            name: a path in a recipe.
+            hub: whether it may be a model's name on the hub (owner/name) as well.
 
         Raises:
             ArtifactError: nothing there, or the artifact is not finished.
@@ -68,39 +75,42 @@ class Workspace:
             if folder == self.root.parent:
                 break
             if (folder / artifacts.MANIFEST).exists() or (folder / artifacts.STARTED).exists():
-                return artifacts.load(folder, verify=False).fingerprint
+                manifest = artifacts.load(folder, verify=False)
+                if path.exists():
+                    return manifest.fingerprint
+                break
         if path.is_file():
             return artifacts.checksum(path)
         if path.is_dir():
             files = sorted(f for f in path.rglob("*") if f.is_file())
             return artifacts.fingerprint([[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
-        if (
-            not Path(name).is_absolute()
-            and "/" in name
-            and len(Path(name).parts) == 2
-            and not (self.root / Path(name).parts[0]).exists()
-        ):
+        owner, _, model = name.partition("/")
+        # Stages write their models to STAGE/model, so that is never a name on the hub.
+        if hub and owner and model and "/" not in model and model != "model" and not (self.root / owner).exists():
             return f"hub:{name}"
         raise ArtifactError(f"{path} does not exist: run the stage that makes it, or mend the path in the recipe")
 
     def inputs(self, stage: Stage) -> dict[str, Any]:
         """The resolved stage and the fingerprints of what it reads."""
-        return {"stage": artifacts.plain(stage), "parents": {name: self.identity(name) for name in stage.reads()}}
+        models = [getattr(stage, name, "") for name in ("model", "judge", "rerank")]
+        parents = {name: self.identity(name, hub=name in models) for name in stage.reads()}
+        return {"stage": artifacts.plain(stage), "parents": parents}
 
     def run(self, stage: Stage, *, number: str = "") -> artifacts.Manifest:
         """Run a stage unless its artifact is there already."""
         out = console()
         inputs = self.inputs(stage)
         there = artifacts.finished(self.root / stage.out, stage.kind, inputs)
-        head = f"[bold cyan]{number}[/] [bold]{stage.out}[/]"
+        head = f"[bold cyan]{number}[/] [bold]{escape(stage.out)}[/]"
         if there is not None:
-            out.print(f"{head}  [dim]done before ({there.made.get('seconds', '?')} s): {there.stats.get('result', '')}[/]")
+            told = escape(there.stats.get("result", ""))
+            out.print(f"{head}  [dim]done before ({there.made.get('seconds', '?')} s): {told}[/]")
             return there
-        out.print(f"{head}  [dim]{describe(stage)}[/]")
+        out.print(f"{head}  [dim]{escape(describe(stage))}[/]")
         with artifacts.writing(self.root / stage.out, stage.kind, inputs) as draft:
             draft.stats["result"] = stage.make(self, draft)
         made = artifacts.load(self.root / stage.out, stage.kind, verify=False)
-        out.print(f"   [green]{made.stats['result']}[/] [dim]({made.made['seconds']} s)[/]")
+        out.print(f"   [green]{escape(made.stats['result'])}[/] [dim]({made.made['seconds']} s)[/]")
         return made
 
     def run_all(self, stages: Sequence[Stage]) -> list[artifacts.Manifest]:

@@ -9,7 +9,7 @@ from hardwon.items import Item
 from hardwon.search import retrieve
 from hardwon.serve import report_content as page
 from hardwon.stages.base import Workspace
-from hardwon.stages.learn import load_embedder
+from hardwon.stages.learn import load_encoder
 
 HITS, PER_TASK = 5, 3
 
@@ -31,7 +31,7 @@ def found_examples(
     chosen = [task for task in benchmark.tasks if task.name in tasks]
     found: dict[str, dict[str, np.ndarray]] = {}
     for label, path in models:
-        embedder = load_embedder(workspace, path)
+        embedder = load_encoder(workspace, path)
         items = list({item.key: item for task in chosen for item in (*task.queries, *task.corpus)}.values())
         vectors = dict(zip((i.key for i in items), embedder.encode(items, progress=f"examples, {label}"), strict=True))
         found[label] = {task.name: _search(task, vectors) for task in chosen}

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from rich.markup import escape
+
 from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
 from hardwon.items import Example
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
-from hardwon.models import Embedder, Reranker
+from hardwon.models import CachedEncoder, Embedder, Reranker, Scorer
 from hardwon.models.small import assemble
 from hardwon.progress import console
+from hardwon.search import Blend
 from hardwon.stages.base import Workspace
 from hardwon.training import Settings, align, train
 
@@ -25,7 +28,7 @@ def load_examples(workspace: Workspace, name: str, on_error: OnError, root: str 
     """Read a data set; bad rows that are gone on without are listed."""
     dataset = read(workspace.path(name), root=workspace.path(root) if root else None, on_error=on_error)
     for row in dataset.bad[:10]:
-        console().print(f"   [yellow]left out[/] {row}")
+        console().print(f"   [yellow]left out[/] {escape(str(row))}")
     if dataset.bad:
         console().print(f"   [yellow]{len(dataset.bad)} of {dataset.rows} rows left out[/]")
     return dataset
@@ -36,8 +39,13 @@ def load_embedder(workspace: Workspace, name: str) -> Embedder:
     return Embedder.load(workspace.path(name), vision_cache=features(workspace))
 
 
+def load_encoder(workspace: Workspace, name: str) -> CachedEncoder:
+    """An embedder that remembers what it embedded in earlier stages."""
+    return CachedEncoder(load_embedder(workspace, name), features(workspace))
+
+
 def features(workspace: Workspace) -> Path:
-    """Where vision features are kept: beside the artifacts, since they belong to no single one."""
+    """Where features and vectors are kept: beside the artifacts, since they belong to no single one."""
     return workspace.root / "features"
 
 
@@ -130,6 +138,8 @@ class Mine:
         model: embedder that retrieves.
         data: examples to mine for; their candidates are the pool.
         judge: reranker that grades; none if empty.
+        calibrate: held-out examples on which the reranker's log-odds and the embedder's cosine are blended into a calibrated
+            grade; the reranker grades alone if empty.
         settings: see `Mining`.
         precision: of the judge.
         root: folder that picture paths are relative to, if not the data file's.
@@ -140,6 +150,7 @@ class Mine:
     model: str
     data: str
     judge: str = ""
+    calibrate: str = ""
     settings: Mining = field(default_factory=Mining)
     precision: Literal["fp32", "bf16"] = "fp32"
     root: str = ""
@@ -149,17 +160,21 @@ class Mine:
 
     def reads(self) -> tuple[str, ...]:
         """Model, data and judge."""
-        return (self.model, self.data, *([self.judge] if self.judge else []))
+        return (self.model, self.data, *(p for p in (self.judge, self.calibrate) if p))
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Mine and write."""
         examples = load_examples(workspace, self.data, self.on_error, self.root)
-        embedder = load_embedder(workspace, self.model)
-        judge = None
+        embedder = load_encoder(workspace, self.model)
+        judge: Scorer | None = None
         if self.judge:
             judge = Reranker.load(workspace.path(self.judge), vision_cache=features(workspace), precision=self.precision)
+            if self.calibrate:
+                judge = Blend.fit(embedder, judge, load_examples(workspace, self.calibrate, self.on_error, self.root))
+                draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
         mined = mine(examples, embedder, judge, settings=self.settings, out=draft.path)
-        mined.write(draft.path, workspace.path(self.root) if self.root else workspace.path(self.data).parent)
+        data = workspace.path(self.data)
+        mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
         for shard in draft.path.glob("judge-*.safetensors"):
             shard.unlink()
         kept = sum(entry.verdict == "kept" for entry in mined.ledger)

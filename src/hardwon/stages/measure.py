@@ -13,7 +13,7 @@ from hardwon.items import Item, item_from_json
 from hardwon.models import Reranker
 from hardwon.search import Fused, Index
 from hardwon.stages.base import Workspace
-from hardwon.stages.learn import features, load_embedder
+from hardwon.stages.learn import features, load_encoder
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Evaluate:
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Evaluate and write the report."""
-        embedder = load_embedder(workspace, self.model)
+        embedder = load_encoder(workspace, self.model)
         fused, told = None, ""
         if self.rerank:
             reranker = load_reranker(workspace, self.rerank, self.precision)
@@ -96,12 +96,20 @@ class BuildIndex:
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Encode and save."""
-        embedder = load_embedder(workspace, self.model)
+        embedder = load_encoder(workspace, self.model)
         index = Index.build(embedder, load_items(workspace.path(self.items), workspace.path(self.root) if self.root else None))
         index.save(draft.path / "index")
-        # Relative, so that a workspace can be moved.
-        write_json(draft.path / "model.json", {"model": os.path.relpath(workspace.path(self.model), draft.path)})
+        folder = workspace.path(self.model)
+        # Relative, so that a workspace can be moved; a name on the hub stays a name.
+        model = os.path.relpath(folder, draft.path) if folder.exists() else self.model
+        write_json(draft.path / "model.json", {"model": model})
         return f"{len(index)} items"
+
+
+def model_of(index: Path) -> str:
+    """Folder or name of the model that made an index."""
+    model = json.loads((index / "model.json").read_text(encoding="utf-8"))["model"]
+    return str((index / model).resolve()) if (index / model).exists() else model
 
 
 def load_items(path: Path, root: Path | None) -> list[Item]:

@@ -6,12 +6,14 @@ of a stage, `--set round1.settings.batch_size=32` one of a value inside it.
 
 import ast
 import importlib.util
+import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hardwon.errors import RecipeError, unknown
+from hardwon.errors import HardwonError, RecipeError, unknown
 from hardwon.stages.base import Stage
 
 
@@ -33,14 +35,19 @@ def load(address: str) -> tuple[Stage, ...]:
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses with postponed annotations look their module up
     try:
         spec.loader.exec_module(module)
-        made = getattr(module, function or "recipe")()
-    except AttributeError:
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == spec.name]
-        raise RecipeError(unknown("function of the recipe", function or "recipe", names)) from None
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise RecipeError(f"the recipe {address} fails: {error}") from error
+        made_by = getattr(module, function or "recipe", None)
+        if not callable(made_by):
+            names = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == spec.name]
+            raise RecipeError(unknown("function of the recipe", function or "recipe", names))
+        made: Any = made_by()
+    except HardwonError:
+        raise
+    except Exception as error:  # whatever a person's file can raise
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "  # a recipe's own complaint needs no name
+        raise RecipeError(f"the recipe {address} fails: {kind}{error}") from error
     stages = tuple(made) if isinstance(made, (tuple, list)) else (made,)
     for stage in stages:
         if not hasattr(stage, "make") or not hasattr(stage, "out"):
@@ -58,20 +65,22 @@ def changed(stages: Sequence[Stage], settings: Sequence[str]) -> tuple[Stage, ..
     Raises:
         RecipeError: no such stage or field (the nearest is named), or no "=".
     """
-    by_name: dict[str, Any] = {stage.out: stage for stage in stages}
+    names = [stage.out for stage in stages]
+    made: list[Any] = list(stages)
     for setting in settings:
         path, equals, text = setting.partition("=")
         name, _, rest = path.partition(".")
         if not equals or not rest:
             raise RecipeError(f"--set takes stage.field=value, got {setting!r}")
-        if name not in by_name:
-            raise RecipeError(unknown("stage", name, by_name))
+        if name not in names:
+            raise RecipeError(unknown("stage", name, names))
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        by_name[name] = _with(by_name[name], rest.split("."), value, path)
-    return tuple(by_name.values())
+        place = names.index(name)
+        made[place] = _with(made[place], rest.split("."), value, path)
+    return tuple(made)
 
 
 def _with(owner: Any, path: Sequence[str], value: Any, told: str) -> Any:
@@ -84,10 +93,12 @@ def _with(owner: Any, path: Sequence[str], value: Any, told: str) -> Any:
         raise RecipeError(
             f"{told} is a {type(old).__name__} ({old!r}), but the value given is a {type(new).__name__} ({new!r})"
         )
+    if isinstance(old, float) and isinstance(new, int):
+        new = float(new)
     return replace(owner, **{path[0]: new})  # pyright: ignore[reportArgumentType]
 
 
 def _fits(new: Any, old: Any) -> bool:
     if isinstance(old, bool) or isinstance(new, bool):
-        return isinstance(new, type(old))
+        return isinstance(old, bool) and isinstance(new, bool)
     return isinstance(new, type(old)) or (isinstance(old, float) and isinstance(new, int)) or new is None

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from hardwon import artifacts
 from hardwon.artifacts import Draft
+from hardwon.data import read
 from hardwon.evaluation import Report, read_benchmark
-from hardwon.items import Example, Item, read_examples
+from hardwon.items import Example, Item
 from hardwon.metrics import Interval
 from hardwon.mining import Entry, read_ledger
 from hardwon.randomness import generator
@@ -19,7 +20,8 @@ from hardwon.serve import report_content as page
 from hardwon.serve.report import write_report
 from hardwon.stages.base import Workspace
 from hardwon.stages.examples import found_examples
-from hardwon.stages.learn import load_embedder
+from hardwon.stages.learn import load_encoder
+from hardwon.stages.measure import model_of
 
 MEANS = {
     "all": "all data sets",
@@ -92,8 +94,8 @@ class WriteReport:
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Gather and write."""
         reports = [_report(workspace, name) for name in self.evaluations]
-        results = _results(reports)
-        examples = list(read_examples(workspace.path(self.data)))
+        results = _results(reports) if reports else None
+        examples = list(read(workspace.path(self.data), on_error="skip"))
         ledger = read_ledger(workspace.path(self.negatives) / "ledger.parquet") if self.negatives else []
         benchmark = read_benchmark(workspace.path(self.benchmark)) if self.benchmark else None
         content = page.ReportContent(
@@ -114,7 +116,7 @@ class WriteReport:
         write_report(content, draft.path / "report.html")
         draft.stats["differences"] = [
             {"later": d.later, "earlier": d.earlier, "mean": d.mean, "low": d.low, "high": d.high, "p": d.p}
-            for d in results.differences
+            for d in (results.differences if results else ())
         ]
         return f"report.html, {(draft.path / 'report.html').stat().st_size / 1e6:.1f} MB"
 
@@ -216,8 +218,7 @@ def _judge(workspace: Workspace, stage: str) -> page.Calibration | None:
 
 def _searches(workspace: Workspace, stage: str, queries: Sequence[Query]) -> tuple[page.Search, ...]:
     folder = workspace.path(stage)
-    model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
-    index = Index.load(folder / "index", load_embedder(workspace, str((folder / model).resolve())))
+    index = Index.load(folder / "index", load_encoder(workspace, model_of(folder)))
     made = []
     for query in queries:
         pictures: tuple[Path, ...] = (workspace.path(query.picture).resolve(),) if query.picture else ()
