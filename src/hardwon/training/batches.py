@@ -149,7 +149,7 @@ class ListBatch:
 
 
 def listed(examples: Sequence[Example], number: int) -> ListBatch:
-    """Every query against its own candidates only."""
+    """Every query against its own candidates only; what is not comparable is as in `shared`."""
     width = max(len(example.candidates) for example in examples)
     shape = (len(examples), width)
     filled, gold, judged = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
@@ -162,8 +162,9 @@ def listed(examples: Sequence[Example], number: int) -> ListBatch:
             pairs.append((example.query, candidate.item))
     comparable = filled.clone()
     for row, example in enumerate(examples):
+        known = {g.content for g in example.gold} | example.related
         for column, candidate in enumerate(example.candidates):
-            if not gold[row, column] and candidate.item.content in example.related:
+            if not gold[row, column] and candidate.item.content in known:
                 comparable[row, column] = False
     keys = tuple(example.query.key for example in examples)
     return ListBatch(tuple(pairs), filled, Targets(gold, judged, relevance, comparable), keys, number)

@@ -25,7 +25,9 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{kind}.{name}"] = value
     tensors["generator"] = torch.random.get_rng_state()
-    with artifacts.writing(folder / f"step-{step:07d}", "checkpoint", {"step": step}) as draft:
+    path = folder / f"step-{step:07d}"
+    shutil.rmtree(path, ignore_errors=True)  # what is there was passed over as damaged: the run would have gone on from it
+    with artifacts.writing(path, "checkpoint", {"step": step}) as draft:
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, draft.path / "state.safetensors")
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)

@@ -127,15 +127,16 @@ def _run(
             done = step.number + 1
             log(_row(step))
             advance(1, f"loss {step.loss:.3f}")
+            if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
+                log({"step": done, "validation": plan.validate[1]()})
+                model.body.train()
+            # After validation: a run that goes on from here does not look back.
             stop = asked_to_stop() and done < plan.steps
             if plan.out and (stop or time.monotonic() - saved > SAVE_EVERY_S):
                 checkpoint.save(plan.out / "checkpoint", done, model.module, optimizer)
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
-            if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
-                log({"step": done, "validation": plan.validate[1]()})
-                model.body.train()
 
 
 def _row(step: Step) -> dict[str, Any]:

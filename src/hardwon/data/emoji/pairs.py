@@ -77,7 +77,10 @@ def change_pairs(world: World, variants: Sequence[Concept], style: str, rng: ran
     for concept in variants:
         here = Item(images=(world.picture(concept, style),), instruction=TONE)
         yield gold(here, Item(text=f"{concept.tone} skin tone"), "skin_tone")
-        target = rng.choice([v for v in variants if v.slug != concept.slug] or [concept])
+        others = [v for v in variants if v.slug != concept.slug]
+        if not others:
+            continue
+        target = rng.choice(others)
         query = Item(f"with {target.tone} skin tone", (world.picture(concept, style),), COMPOSED)
         yield gold(query, Item(images=(world.picture(target, style),)), "composed")
 
