@@ -79,7 +79,7 @@ def reason(folder, row, name="rows.jsonl"):
         (GOOD | {"query_image": "x" * 5000}, "check its name and permissions"),
         (GOOD | {"query_image": "broken.png"}, "broken.png is broken or truncated"),
         (GOOD | {"query_image": "page.png"}, "page.png is a web page"),
-        (GOOD | {"query_image": "loop.png"}, "names a path that cannot be followed"),
+        (GOOD | {"query_image": "loop.png"}, "cannot be a path"),
         (GOOD | {"query": "\ud800"}, "holds text that is not Unicode"),
         (GOOD | {"query_image": "\ud800.png"}, "holds text that is not Unicode"),
         ({"query": "q", "positive": {"text": "a", "\udfff": 1}}, "holds text that is not Unicode"),

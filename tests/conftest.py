@@ -1,0 +1,47 @@
+"""Models and pictures that many tests share. hardwon is imported inside functions: the shape checks come before it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))  # for `import tiny`
+
+import tiny
+
+torch.set_num_threads(1)  # tiny matrices, and results that do not depend on the number of cores
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory):
+    """Folder of a model that reads text and pictures; never write into it."""
+    return tiny.build_vlm(tmp_path_factory.mktemp("tiny") / "vlm")
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory):
+    """Folder of a model that reads text only; never write into it."""
+    return tiny.build_text(tmp_path_factory.mktemp("tiny") / "text")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Paths of twenty small PNG files by caption."""
+    return tiny.draw_all(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def vlm(tiny_vlm):
+    """A fresh embedder that reads text and pictures."""
+    from hardwon.models import Embedder
+
+    return Embedder.load(tiny_vlm, device="cpu")
+
+
+@pytest.fixture
+def text_model(tiny_text):
+    """A fresh embedder that reads text only."""
+    from hardwon.models import Embedder
+
+    return Embedder.load(tiny_text, device="cpu")

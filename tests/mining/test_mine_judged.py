@@ -1,0 +1,162 @@
+"""The judge of `mine`: the rule, what it fills in, when it is refused, and how its work is taken up again."""
+
+import numpy as np
+import pytest
+
+from hardwon.errors import JudgeError
+from hardwon.items import Candidate, Example, Item
+from hardwon.mining import Hardest, Mining, mine
+from hardwon.mining import run as running
+
+SURE = Mining(depth=9, keep=9, selector=Hardest())
+
+
+def odds(grade):
+    return float(np.log(grade / (1 - grade)))
+
+
+def right(query, item):
+    return 4.0 if query.text[2:] == item.text[2:] else -4.0
+
+
+def test_the_rule_against_hand_values(angled, judging):
+    """The positive of query 0 has grade 0.8, so with beta 0.1 what is above 0.7 is likely to belong to it."""
+    examples, encoder = angled
+    given = {"st0": 0.8, "st1": 0.75, "st2": 0.71, "st3": 0.69, "st4": 0.2}
+
+    def rule(query, item):
+        return odds(given[item.text]) if query.text == "sq0" and item.text in given else right(query, item)
+
+    mined = mine(examples, encoder, judging(rule), settings=Mining(depth=5, judged=4, keep=1, min_auc=0.0))
+    lines = [e for e in mined.ledger if e.row == 0]
+    assert [e.verdict for e in lines] == ["rejected", "rejected", "kept", "spare", "spare"]
+    assert [e.rule for e in lines] == [
+        "judge > positive - 0.1",
+        "judge > positive - 0.1",
+        "cyclic",
+        "not selected",
+        "beyond the judged depth",
+    ]
+    assert [e.grade for e in lines] == [pytest.approx(g, abs=1e-5) if g else None for g in (0.75, 0.71, 0.69, 0.2, None)]
+    assert lines[0].judge == pytest.approx(odds(0.75), abs=1e-5)
+    assert lines[4].judge is None
+    assert [e.gold_grade for e in lines] == pytest.approx([0.8] * 5, abs=1e-5)
+    first = mined.examples[0]
+    assert first.related == {Item(text="st1").content, Item(text="st2").content}
+    assert [(c.item.text, c.origin, c.relevance) for c in first.candidates] == [
+        ("st0", "gold", pytest.approx(0.8, abs=1e-5)),
+        ("st3", "mined", pytest.approx(0.69, abs=1e-5)),
+    ]
+
+
+def test_beta_moves_the_line(angled, judging):
+    examples, encoder = angled
+    judge = judging(lambda q, i: right(q, i) if q.text != "sq0" else odds(0.8 - 0.1 * int(i.text[2:]) + 0.001))
+    kept = {}
+    for beta in (0.0, 0.15, 0.35, -1.0):
+        mined = mine(examples, encoder, judge, settings=Mining(depth=5, keep=9, beta=beta, min_auc=0.0))
+        kept[beta] = [c.item.text for c in mined.examples[0].negatives]
+    assert kept[0.0] == ["st1", "st2", "st3", "st4", "st5"]
+    assert kept[0.15] == ["st2", "st3", "st4", "st5"]
+    assert kept[0.35] == ["st4", "st5"]
+    assert kept[-1.0] == kept[0.0]
+
+
+def test_the_judge_is_asked_about_positive_and_top_only(angled, judging):
+    examples, encoder = angled
+    judge = judging(right)
+    mine(examples, encoder, judge, settings=Mining(depth=6, judged=2, keep=4))
+    asked, checked = judge.asked
+    assert [(q.text, i.text) for q, i in asked[:6]] == [
+        ("sq0", "st0"), ("sq0", "st1"), ("sq0", "st2"), ("sq1", "st1"), ("sq1", "st0"), ("sq1", "st2"),
+    ]  # fmt: skip
+    assert len(asked) == 3 * len(examples)
+    assert all(q.text[2:] != i.text[2:] for q, i in checked)  # random pairs are no positives
+    assert len(checked) == len(examples)
+
+
+def test_calibration_of_a_good_judge(angled, judging):
+    examples, encoder = angled
+    found = mine(examples, encoder, judging(right), settings=SURE).calibration
+    assert found.auc == 1.0
+    assert found.gold == (0, 0, 0, 0, 0, 0, 0, 0, 0, 10)
+    assert found.random == (10, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert found.ece == pytest.approx(1 / (1 + np.exp(4.0)))
+
+
+def test_a_blind_judge_is_refused(angled, judging, by_hash):
+    examples, encoder = angled
+    with pytest.raises(JudgeError, match=r"AUC 0\.500, below 0\.8: .* lower min_auc"):
+        mine(examples, encoder, judging(lambda q, i: 1.0), settings=SURE)
+    with pytest.raises(JudgeError, match=r"AUC 0\.000"):
+        mine(examples, encoder, judging(lambda q, i: -right(q, i)), settings=Mining(min_auc=0.1))
+    assert mine(examples, encoder, judging(lambda q, i: 1.0), settings=Mining(min_auc=0.5)).calibration.auc == 0.5
+
+
+def test_a_judge_that_gives_no_number_is_refused(angled, judging):
+    examples, encoder = angled
+    sick = judging(lambda q, i: float("nan") if q.text == "sq3" else right(q, i))
+    with pytest.raises(JudgeError, match="gave 10 scores that are not finite"):
+        mine(examples, encoder, sick, settings=SURE)
+    with pytest.raises(JudgeError, match="not finite"):
+        mine(examples, encoder, judging(lambda q, i: float("inf")), settings=SURE)
+    # Only on pairs that mining itself does not ask about: the check is no back door.
+    asked = {(q.text, i.text) for q, i in _asked(examples, encoder, judging)}
+    late = judging(lambda q, i: right(q, i) if (q.text, i.text) in asked else float("nan"))
+    with pytest.raises(JudgeError, match="not finite"):
+        mine(examples, encoder, late, settings=Mining(depth=1, keep=1))
+
+
+def _asked(examples, encoder, judging):
+    judge = judging(right)
+    mine(examples, encoder, judge, settings=Mining(depth=1, keep=1))
+    return judge.asked[0]
+
+
+def test_a_judge_that_cannot_be_checked_is_refused(encoder, judging):
+    """Two queries that share their only positive: no pair is known to be wrong."""
+    gold = Candidate(Item(text="yes"), origin="gold")
+    examples = [Example(Item(text=f"q{n}"), (gold, Candidate(Item(text="no"))), "s") for n in range(2)]
+    with pytest.raises(JudgeError, match="there are no random pairs"):
+        mine(examples, encoder(), judging(lambda q, i: 1.0))
+
+
+def test_an_interrupted_judge_goes_on_where_it_stopped(pairs, encoder, judging, by_hash, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "SHARD", 4)
+    examples, settings = pairs(18), Mining(depth=3, keep=2, min_auc=0.0)
+    whole = judging(by_hash)
+    undisturbed = mine(examples, encoder(dim=3), whole, settings=settings, out=tmp_path / "whole")
+    assert [len(pairs) for pairs in whole.asked] == [16, 16, 16, 16, 8, 18]  # 4 queries a time; the last call is the check
+
+    dying = judging(by_hash, calls=3)
+    with pytest.raises(RuntimeError, match="fell over"):
+        mine(examples, encoder(dim=3), dying, settings=settings, out=tmp_path / "cut")
+    assert len(list((tmp_path / "cut").glob("judge-*.safetensors"))) == 3
+
+    again = judging(by_hash)
+    resumed = mine(examples, encoder(dim=3), again, settings=settings, out=tmp_path / "cut")
+    assert [len(pairs) for pairs in again.asked] == [16, 8, 18]
+    assert resumed == undisturbed
+    third = judging(by_hash)
+    assert mine(examples, encoder(dim=3), third, settings=settings, out=tmp_path / "cut") == undisturbed
+    assert [len(pairs) for pairs in third.asked] == [18]
+
+
+def test_judgements_of_other_questions_are_not_taken(pairs, encoder, judging, by_hash, tmp_path):
+    """The same folder with other examples, other settings, another judge."""
+    settings = Mining(depth=3, keep=2, min_auc=0.0)
+    mine(pairs(6), encoder(dim=3), judging(by_hash), settings=settings, out=tmp_path)
+    for examples, how, judge in (
+        (pairs(6, "other"), settings, judging(by_hash)),
+        (pairs(6), Mining(depth=4, keep=2, min_auc=0.0), judging(by_hash)),
+        (pairs(6), settings, judging(lambda q, i: 1 - by_hash(q, i), fingerprint="another")),
+    ):
+        found = mine(examples, encoder(dim=3), judge, settings=how, out=tmp_path)
+        assert len(judge.asked) == 2
+        assert found == mine(examples, encoder(dim=3), judge, settings=how)
+
+
+def test_without_a_folder_nothing_is_written(pairs, encoder, judging, by_hash, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine(pairs(6), encoder(dim=3), judging(by_hash), settings=Mining(min_auc=0.0))
+    assert list(tmp_path.iterdir()) == []

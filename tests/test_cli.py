@@ -1,0 +1,260 @@
+"""The command line: every verb, and messages instead of tracebacks."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from hardwon import artifacts, cli
+
+VERBS = ("demo", "run", "train", "mine", "evaluate", "index", "search", "inspect", "assets")
+RECIPE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from hardwon.stages import Stage
+
+@dataclass(frozen=True)
+class Note:
+    out: str
+    text: str = "hello"
+    verb: str = "train"
+    kind: ClassVar[str] = "note"
+    def reads(self): return ()
+    def make(self, workspace, draft):
+        (draft.path / "note.txt").write_text(self.text)
+        if self.text == "stop":
+            raise KeyboardInterrupt
+        return self.text
+
+def recipe(): return Note("a"), Note("b", "bye"), Note("c", verb="mine")
+def twice(): return Note("a"), Note("a", "bye")
+"""
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `hardwon ARGS` as its entry point does; returns exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hardwon", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "mine.py").write_text(RECIPE)
+    return tmp_path / "mine.py"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_command(verb):
+    told = CliRunner().invoke(cli.app, [verb, "--help"], terminal_width=200)
+    assert told.exit_code == 0
+    assert "Usage" in told.output
+    assert len(told.output.splitlines()) > 5
+
+
+def test_the_commands_are_these():
+    assert sorted(command.callback.__name__ for command in cli.app.registered_commands) == sorted(VERBS)
+    told = CliRunner().invoke(cli.app, [])
+    assert "hardwon demo" in told.output  # without a command: where to start
+
+
+def test_help_is_quick_and_a_process_of_its_own():
+    code = (
+        "import sys; sys.argv = ['hardwon', '--help']\n"
+        "import hardwon.cli\n"
+        "try: hardwon.cli.main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = [m for m in ('torch', 'transformers', 'faiss', 'numpy', 'pyarrow') if m in sys.modules]\n"
+        "print('HEAVY', *heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["HEAVY"]
+    assert "Usage" in done.stdout
+
+
+def test_a_message_and_no_traceback_in_a_real_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "hardwon.cli", "run", str(tmp_path / "none.py"), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: there is no recipe '.*none\.py'\.\n", done.stderr)
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_run_and_the_second_time_done_before(call, recipe, tmp_path):
+    code, out, err = call("run", recipe, "--out", tmp_path / "out")
+    assert code == 0
+    assert "3 stages" in out
+    assert (tmp_path / "out/b/note.txt").read_text() == "bye"
+    assert "done before" not in err
+    code, _, err = call("run", recipe, "--out", tmp_path / "out", "--set", "b.text=changed")
+    assert code == 0
+    assert err.count("done before") == 2
+    assert (tmp_path / "out/b/note.txt").read_text() == "changed"
+
+
+def test_verbs_run_their_stages_only(call, recipe, tmp_path):
+    assert call("mine", recipe, "--out", tmp_path / "out")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["c"]
+    assert call("train", recipe, "--out", tmp_path / "out", "--stage", "b")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--stage", "bb"), "unknown stage 'bb': did you mean 'b'? Valid: a, b"),
+        (("train", "--stage", "c"), "c is a stage to mine, not to train; `hardwon run` runs stages of every kind"),
+        (("evaluate",), "has no stage to evaluate"),
+        (("index",), "has no stage to index"),
+        (("run", "--set", "a.txt=5"), "a.txt: unknown field 'txt': did you mean 'text'?"),
+        (("run", "--set", "a.text"), "--set takes stage.field=value, got 'a.text'"),
+    ],
+)
+def test_mistakes_are_one_message(call, recipe, tmp_path, arguments, words):
+    verb, *rest = arguments
+    code, out, err = call(verb, recipe, "--out", tmp_path / "out", *rest)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_two_stages_of_one_folder_are_refused(call, recipe, tmp_path):
+    code, _, err = call("run", f"{recipe}:twice", "--out", tmp_path / "out")
+    assert (code, err) == (1, "error: two stages write to a\n")
+
+
+def test_ctrl_c_says_how_to_go_on(call, recipe, tmp_path):
+    code, _, err = call("run", recipe, "--out", tmp_path / "out", "--set", "b.text=stop")
+    assert code == 130
+    assert err.endswith("stopped; run the same command again to go on from here\n")
+    assert "Traceback" not in err
+    assert artifacts.load(tmp_path / "out" / "a").kind == "note"
+    with pytest.raises(artifacts.ArtifactError, match="unfinished"):
+        artifacts.load(tmp_path / "out" / "b")
+
+
+def test_a_usage_error_is_not_called_an_interruption(call, tmp_path):
+    code, _, err = call("run")
+    assert code == 2
+    assert "stopped" not in err
+    code, _, err = call("search", tmp_path)
+    assert code == 2
+    assert "give words, --image, or both" in err
+
+
+def test_search_where_there_is_no_index_or_picture(call, tmp_path):
+    code, _, err = call("search", tmp_path, "words")
+    assert code == 1
+    assert "holds no index: make one with `hardwon index`" in err
+    code, _, err = call("search", tmp_path, "--image", tmp_path / "none.png")
+    assert code == 1
+    assert "none.png" in err
+    assert call("search", tmp_path, "words", "-k", "0")[0] == 2
+
+
+class Letters:
+    """An encoder of texts: counts of letters."""
+
+    fingerprint, dim = "letters", 26
+
+    def encode(self, items, *, progress=""):
+        import numpy as np
+
+        made = np.array([[1e-3 + item.text.count(chr(97 + n)) for n in range(26)] for item in items], dtype=np.float32)
+        return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder as BuildIndex leaves it, with a model that needs no weights."""
+    from hardwon.items import Item
+    from hardwon.models import Embedder
+    from hardwon.search import Index
+
+    asked = []
+    monkeypatch.setattr(Embedder, "load", lambda path: asked.append(path) or Letters())
+    texts = ["a red kite", "a [/bold] bracket", "zzz"]
+    Index.build(Letters(), [Item(text=text) for text in texts], progress="").save(tmp_path / "run/index/index")
+    (tmp_path / "run/index/model.json").write_text(json.dumps({"model": "../round2/model"}))
+    return tmp_path / "run" / "index", asked
+
+
+def test_search_prints_a_table(call, index, tmp_path):
+    folder, asked = index
+    code, out, _ = call("search", folder, "red kite", "-k", "2")
+    assert code == 0
+    assert "3 items searched" in out
+    assert "a red kite" in out
+    assert "a [/bold] bracket" in out  # text is text, not markup
+    assert "zzz" not in out
+    assert asked == [(tmp_path / "run/round2/model").resolve()]
+
+
+def test_search_prints_json_lines(call, index):
+    folder, _ = index
+    code, out, err = call("search", folder, "zz", "--json", "-k", "1")
+    assert (code, err) == (0, "")
+    (hit,) = [json.loads(line) for line in out.splitlines()]
+    assert hit.pop("score") > 0.99
+    assert hit == {"rank": 1, "text": "zzz"}
+
+
+def test_inspect_shows_what_an_artifact_is(call, recipe, tmp_path):
+    call("run", recipe, "--out", tmp_path / "out", "--set", "a.text=[/bold] move")
+    code, out, _ = call("inspect", tmp_path / "out" / "a")
+    assert code == 0
+    assert "note, whole" in " ".join(out.split())
+    assert "[/bold] move" in out
+    assert artifacts.load(tmp_path / "out" / "a").fingerprint in out
+    assert "versions" in out
+
+
+def test_inspect_of_what_is_damaged_or_none(call, recipe, tmp_path):
+    call("run", recipe, "--out", tmp_path / "out")
+    (tmp_path / "out/a/note.txt").write_text("changed")
+    code, out, err = call("inspect", tmp_path / "out" / "a")
+    assert (code, out) == (1, "")
+    assert "note.txt has changed since it was written" in err
+    code, _, err = call("inspect", tmp_path / "gone")
+    assert (code, err) == (1, f"error: {tmp_path / 'gone'} does not exist: run the stage that makes it (again)\n")
+
+
+def test_demo_runs_the_recipe_of_the_source_tree(call, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "run", lambda *arguments: calls.append(arguments))
+    assert call("demo")[0] == call("demo", "--quick", "--out", "elsewhere")[0] == 0
+    (full, place, _), (quick, elsewhere, _) = calls
+    assert full.endswith("recipes/demo.py:recipe")
+    assert quick.endswith("recipes/demo.py:quick")
+    assert (str(place), str(elsewhere)) == ("runs/demo", "elsewhere")
+
+
+def test_assets_are_listed_with_their_licences(call, monkeypatch, tmp_path):
+    from hardwon.data import assets
+
+    monkeypatch.setattr(assets, "fetch", lambda names, say: {name: tmp_path / name for name in names})
+    code, out, _ = call("assets")
+    assert code == 0
+    for name in assets.ASSETS:
+        assert name in out
+    assert "Apache-2.0" in out
