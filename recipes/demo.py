@@ -28,17 +28,29 @@ class Scale:
     unjudged: int
     judged: int
     depth: int
+    min_auc: float = 0.8
 
 
 def recipe() -> tuple[Stage, ...]:
     return loop(
-        Scale(collages=1200, queries=200, align=400, round1=150, reranker=200, round2=120, unjudged=4000, judged=3000, depth=6)
+        Scale(collages=1200, queries=200, align=400, round1=110, reranker=200, round2=170, unjudged=3200, judged=2400, depth=6)
     )
 
 
 def quick() -> tuple[Stage, ...]:
     return loop(
-        Scale(collages=150, queries=60, align=150, round1=40, reranker=15, round2=15, unjudged=400, judged=150, depth=5)
+        Scale(
+            collages=150,
+            queries=60,
+            align=150,
+            round1=30,
+            reranker=20,
+            round2=12,
+            unjudged=320,
+            judged=150,
+            depth=5,
+            min_auc=0.55,
+        )
     )
 
 
@@ -86,7 +98,16 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             judge="reranker/model",
             calibrate="data/val.jsonl",
             precision="bf16",
-            settings=Mining(depth=scale.depth, keep=4, beta=0.0, selector=Cyclic(2), queries=scale.judged, seed=1),
+            settings=Mining(
+                depth=scale.depth,
+                keep=4,
+                beta=0.0,
+                selector=Cyclic(2),
+                queries=scale.judged,
+                rest=True,
+                min_auc=scale.min_auc,
+                seed=1,
+            ),
         ),
         Train(
             "round2",
@@ -95,7 +116,7 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             root="data",
             loss=0.3 * JudgeAlignment(temperature=0.03, judge_temperature=0.1) + hard,
             steps=scale.round2,
-            settings=Settings(batch_size=48, negatives=2, freeze=FROZEN, learning_rate=2e-4, precision="bf16"),
+            settings=Settings(batch_size=64, negatives=2, freeze=FROZEN, learning_rate=3e-4, precision="bf16", seed=1),
         ),
         *evaluations(scale),
         BuildIndex("index", model="round2/model", items="data/pictures/noto"),

@@ -4,10 +4,12 @@ from hardwon.evaluation.compare import Comparison
 from hardwon.evaluation.files import read_benchmark, write_benchmark
 from hardwon.evaluation.fusion import Learned, learn_weight
 from hardwon.evaluation.report import Report, comparison_table
+from hardwon.evaluation.result import GROUPS
 from hardwon.evaluation.run import evaluate
 from hardwon.evaluation.task import Benchmark, Task
 
 __all__ = [
+    "GROUPS",
     "Benchmark",
     "Comparison",
     "Learned",

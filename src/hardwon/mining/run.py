@@ -41,6 +41,7 @@ class Mining:
         selector: which survivors are chosen.
         within_source: search only candidates of the query's own data set.
         queries: mine for so many examples, drawn evenly over the sources; None for all.
+        rest: give back the examples that were not mined for as well, as they are.
         min_auc: refuse a judge that tells gold from random worse than this.
         seed: of draws.
     """
@@ -54,6 +55,7 @@ class Mining:
     selector: Selector = field(default_factory=Cyclic)
     within_source: bool = True
     queries: int | None = None
+    rest: bool = False
     min_auc: float = 0.8
     seed: int = 0
 
@@ -73,7 +75,8 @@ class Mined:
     """What mining gives.
 
     Attributes:
-        examples: the mined examples, each with its hard negatives and their grades; rejected candidates are `related`.
+        examples: the mined examples, each with its hard negatives and their grades; rejected candidates are `related`. With
+            `Mining.rest`, those not mined for stand among them.
         ledger: every retrieved candidate with verdict and rule.
         calibration: of the judge; None without one.
     """
@@ -139,12 +142,13 @@ def mine(
                 f"the judge tells gold pairs from random ones with AUC {calibration.auc:.3f}, below {settings.min_auc}: its "
                 "word would harm. Train it longer, take a better one, or lower min_auc to go on all the same"
             )
-    mined, entries = [], []
+    mined: dict[int, Example] = {}
+    entries = []
     for f, grades in zip(found, graded, strict=True):
-        example, lines = _select(examples[f.row], f, grades, settings)
-        mined.append(example)
+        mined[f.row], lines = _select(examples[f.row], f, grades, settings)
         entries += lines
-    return Mined(tuple(mined), tuple(entries), calibration)
+    given_back = range(len(examples)) if settings.rest else mined
+    return Mined(tuple(mined.get(n, examples[n]) for n in given_back), tuple(entries), calibration)
 
 
 def _chosen(examples: Sequence[Example], settings: Mining) -> list[int]:

@@ -11,6 +11,7 @@ from hardwon.models import Encoder, Pair, Scorer
 from hardwon.randomness import generator
 from hardwon.search.retrieve import retrieve
 
+EXAMPLES = 600
 RIDGE, ROUNDS = 1e-3, 50  # of Newton's method, which needs about ten
 
 
@@ -45,12 +46,14 @@ class Blend:
     def fit(cls, encoder: Encoder, reranker: Scorer, examples: Sequence[Example], *, depth: int = 4, seed: int = 0) -> "Blend":
         """Calibrate on held-out examples: their gold against the `depth` nearest wrong candidates and one at random.
 
-        Both classes weigh the same, so a grade of one half is the border between them.
+        At most `EXAMPLES` are used, drawn at random. Both classes weigh the same, so a grade of one half is the border between
+        them.
 
         Raises:
             DataError: no wrong candidates, since all examples share one gold.
         """
-        pairs, truth = _labelled(encoder, examples, depth, seed)
+        some = generator(seed, "blend").sample(range(len(examples)), min(len(examples), EXAMPLES))
+        pairs, truth = _labelled(encoder, [examples[n] for n in sorted(some)], depth, seed)
         if not truth.any() or truth.all():
             raise DataError("calibration needs examples with different gold: there are no wrong candidates among them")
         features = np.stack(

@@ -179,6 +179,7 @@ class Mine:
             shard.unlink()
         kept = sum(entry.verdict == "kept" for entry in mined.ledger)
         rejected = sum(entry.verdict == "rejected" for entry in mined.ledger)
-        draft.stats |= {"queries": len(mined.examples), "kept": kept, "rejected": rejected}
+        queries = len({entry.row for entry in mined.ledger})
+        draft.stats |= {"queries": queries, "kept": kept, "rejected": rejected}
         told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
-        return f"{kept} hard negatives for {len(mined.examples)} queries{told}"
+        return f"{kept} hard negatives for {queries} queries{told}"

@@ -10,7 +10,7 @@ from typing import ClassVar
 from hardwon import artifacts
 from hardwon.artifacts import Draft
 from hardwon.data import read
-from hardwon.evaluation import Report, read_benchmark
+from hardwon.evaluation import GROUPS, Report, read_benchmark
 from hardwon.items import Example, Item
 from hardwon.metrics import Interval
 from hardwon.mining import Entry, read_ledger
@@ -23,15 +23,6 @@ from hardwon.stages.examples import found_examples
 from hardwon.stages.learn import load_encoder
 from hardwon.stages.measure import model_of
 
-MEANS = {
-    "all": "all data sets",
-    "classification": "classification",
-    "vqa": "visual question answering",
-    "retrieval": "retrieval",
-    "grounding": "grounding",
-    "ind": "in distribution",
-    "ood": "out of distribution",
-}
 CURVE_POINTS = 120
 
 
@@ -137,7 +128,7 @@ def _results(reports: Sequence[Report]) -> page.Results:
             page.TaskRow(first.name, first.meta_task, first.distribution, first.queries, first.candidates, tuple(estimates))
         )
     means = []
-    for group, name in MEANS.items():
+    for group, name in sorted(GROUPS.items(), key=lambda pair: pair[0] != "all"):  # the headline first
         members = [r for r in reports[0].results if r.within(group)]
         if members:
             row = [page.Estimate(reports[0].chance(group)), *(_estimate(r.mean(group)) for r in reports)]
