@@ -11,7 +11,7 @@ from rich.markup import escape
 from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
-from hardwon.items import Example
+from hardwon.items import Example, Item
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
 from hardwon.models import CachedEncoder, Embedder, Reranker, Scorer
@@ -37,6 +37,23 @@ def load_examples(workspace: Workspace, name: str, on_error: OnError, root: str 
 def load_embedder(workspace: Workspace, name: str) -> Embedder:
     """An embedder whose frozen vision features are cached in the workspace."""
     return Embedder.load(workspace.path(name), vision_cache=features(workspace))
+
+
+def show_pairs(examples: Sequence[Example]) -> None:
+    """One line per source: how many pairs it has and what one of them is."""
+    sources: dict[str, list[Example]] = {}
+    for example in examples:
+        sources.setdefault(example.source, []).append(example)
+    for source, rows in sorted(sources.items()):
+        first = rows[0]
+        line = f"   {len(rows):>6} {source or 'pairs'}: {shown(first.query)} -> {shown(first.gold[0])}"
+        console().print(line, markup=False, style="dim", overflow="ellipsis", no_wrap=True)
+
+
+def shown(item: Item) -> str:
+    """An item in one line of text; pictures by their file's name."""
+    pictures = [f"<{picture.name if isinstance(picture, Path) else 'picture'}>" for picture in item.images]
+    return " ".join([*pictures, *(part for part in (item.instruction, item.text) if part)])
 
 
 def load_encoder(workspace: Workspace, name: str) -> CachedEncoder:
@@ -113,6 +130,7 @@ class Train:
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Train and save."""
         examples = load_examples(workspace, self.data, self.on_error, self.root)
+        show_pairs(examples)
         embedder = load_embedder(workspace, self.model)
         model: Embedder | Reranker = embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)
         checkpoints = draft.path / "checkpoint"

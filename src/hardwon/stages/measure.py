@@ -106,10 +106,10 @@ class BuildIndex:
         return f"{len(index)} items"
 
 
-def model_of(index: Path) -> str:
-    """Folder or name of the model that made an index."""
+def model_of(index: Path) -> Path | str:
+    """Folder of the model that made an index, or its name on the hub."""
     model = json.loads((index / "model.json").read_text(encoding="utf-8"))["model"]
-    return str((index / model).resolve()) if (index / model).exists() else model
+    return (index / model).resolve() if model.startswith("..") else model
 
 
 def load_items(path: Path, root: Path | None) -> list[Item]:

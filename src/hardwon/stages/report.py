@@ -14,13 +14,14 @@ from hardwon.evaluation import GROUPS, Report, read_benchmark
 from hardwon.items import Example, Item
 from hardwon.metrics import Interval
 from hardwon.mining import Entry, read_ledger
+from hardwon.progress import console
 from hardwon.randomness import generator
 from hardwon.search import Index
 from hardwon.serve import report_content as page
 from hardwon.serve.report import write_report
 from hardwon.stages.base import Workspace
 from hardwon.stages.examples import found_examples
-from hardwon.stages.learn import load_encoder
+from hardwon.stages.learn import load_encoder, shown
 from hardwon.stages.measure import model_of
 
 CURVE_POINTS = 120
@@ -209,11 +210,13 @@ def _judge(workspace: Workspace, stage: str) -> page.Calibration | None:
 
 def _searches(workspace: Workspace, stage: str, queries: Sequence[Query]) -> tuple[page.Search, ...]:
     folder = workspace.path(stage)
-    index = Index.load(folder / "index", load_encoder(workspace, model_of(folder)))
+    index = Index.load(folder / "index", load_encoder(workspace, str(model_of(folder))))
     made = []
     for query in queries:
         pictures: tuple[Path, ...] = (workspace.path(query.picture).resolve(),) if query.picture else ()
         item = Item(query.text, pictures, query.instruction)
         hits = index.search(item, k=8, exclude_self=True)
+        line = f"   {query.kind}: {shown(item)} -> {', '.join(shown(hit.item) for hit in hits[:4])}"
+        console().print(line, markup=False, style="dim", overflow="ellipsis", no_wrap=True)
         made.append(page.Search(query.kind, item, tuple(page.Hit(hit.item, hit.score) for hit in hits)))
     return tuple(made)

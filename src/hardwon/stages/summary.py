@@ -14,6 +14,8 @@ from hardwon.stages.base import Stage, Workspace
 def show(workspace: Workspace, stages: Sequence[Stage], made: Sequence[Manifest], seconds: float) -> None:
     """Print the results of all evaluations side by side, what differs, and where the time went."""
     out = Console()
+    if not out.is_terminal:
+        out = Console(width=130)  # a log has no width; 80 columns would cut every name
     reports = {}
     for stage in stages:
         file = workspace.root / stage.out / "report.json"
