@@ -1,6 +1,7 @@
 """The command line: the verbs of the library. Nothing heavy is imported before it is needed, so `--help` is quick."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def _workspace(out: Path) -> Any:
     from hardwon.stages import Workspace
 
     logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
-    return Workspace(out)
+    return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
 
 
 @app.command()

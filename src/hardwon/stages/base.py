@@ -49,11 +49,13 @@ class Workspace:
 
     Attributes:
         root: the folder.
-        cache: where features and assets are kept between runs; the user's cache folder if None.
+        cache: where fetched assets are kept; the user's cache folder if None.
+        command: the command line that runs the stages, for reports.
     """
 
     root: Path
     cache: Path | None = None
+    command: str = ""
 
     def path(self, name: str) -> Path:
         """A path in a recipe: inside the workspace if it exists there or its first part is a stage's folder, else as it is."""

@@ -93,7 +93,7 @@ class WriteReport:
         content = page.ReportContent(
             title=self.title,
             subtitle=self.subtitle,
-            command=f"hardwon run ... --out {workspace.root}",
+            command=workspace.command,
             environment=artifacts.environment(),
             stages=_stages(workspace),
             pairs=_samples(examples),
