@@ -153,3 +153,19 @@ def test_assemble_puts_the_parts_together(tmp_path, pictures):
 def test_assemble_without_weights_says_how_to_get_them(tmp_path):
     with pytest.raises(ModelError, match=r"no weights under .*: run `hardwon assets`"):
         small.assemble(tmp_path / "made", tmp_path, tmp_path)
+
+
+def test_the_same_parts_give_the_same_model_whatever_was_drawn_before():
+    """The new row of the word table and the projector are random, but from a seed of their own."""
+    import tiny
+    import torch
+
+    from hardwon.models import small
+
+    tokenizer = tiny.tokenizer([small.IMAGE_TOKEN])
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        made.append(small.fuse(tiny.bert(len(tokenizer) - 1), tiny.tower(), tokenizer, tiny.SIZE).state_dict())
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])

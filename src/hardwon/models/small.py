@@ -123,7 +123,16 @@ def processor(tokenizer: Any, size: int = PICTURE_SIZE) -> Any:
 
 
 def fuse(language: Any, tower: Any, tokenizer: Any, size: int = PICTURE_SIZE) -> Any:
-    """A `FastVlmModel` around a BERT and a convolutional tower; the projector starts small and random."""
+    """A `FastVlmModel` around a BERT and a convolutional tower; the projector starts small and random.
+
+    The same parts give the same model, to the bit: everything random here is drawn from a seed of its own.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _fused(language, tower, tokenizer, size)
+
+
+def _fused(language: Any, tower: Any, tokenizer: Any, size: int) -> Any:
     from transformers import FastVlmConfig, FastVlmModel
 
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -140,14 +149,12 @@ def fuse(language: Any, tower: Any, tokenizer: Any, size: int = PICTURE_SIZE) ->
     model = FastVlmModel(config)
     model.vision_tower.load_state_dict(tower.state_dict())
     model.language_model.load_state_dict(language.state_dict())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in (model.multi_modal_projector.linear_1, model.multi_modal_projector.linear_2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        # Picture tokens should look like word embeddings to the language model: same typical length.
-        words = language.get_input_embeddings().weight
-        model.multi_modal_projector.linear_2.weight.data *= float(words.detach().std())
+    for layer in (model.multi_modal_projector.linear_1, model.multi_modal_projector.linear_2):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    # Picture tokens should look like word embeddings to the language model: same typical length.
+    words = language.get_input_embeddings().weight
+    model.multi_modal_projector.linear_2.weight.data *= float(words.detach().std())
     return model.eval()
 
 
