@@ -29,6 +29,7 @@ class Scale:
     judged: int
     depth: int
     min_auc: float = 0.8
+    concepts: int | None = None
 
 
 def recipe() -> tuple[Stage, ...]:
@@ -50,6 +51,7 @@ def quick() -> tuple[Stage, ...]:
             judged=150,
             depth=5,
             min_auc=0.55,
+            concepts=400,
         )
     )
 
@@ -58,7 +60,7 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
     hard = InfoNCE(temperature=0.03, hardness=9.0)
     base = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4, precision="bf16")
     return (
-        SampleData("data", collages=scale.collages, queries=scale.queries),
+        SampleData("data", collages=scale.collages, queries=scale.queries, concepts=scale.concepts),
         Backbone("base"),
         Train(
             "round1",

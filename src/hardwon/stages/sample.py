@@ -17,12 +17,14 @@ class SampleData:
         out: see `Stage`; `train.jsonl`, `val.jsonl`, `mmeb-small/`, `mmeb-val/` and `pictures/` are written there.
         collages: collages per trained style for the training pairs.
         queries: queries per test data set at most.
+        concepts: concepts that training pairs are made of, about; all if None.
         seed: of wording and order.
     """
 
     out: str = "data"
     collages: int = 1200
     queries: int = 200
+    concepts: int | None = None
     seed: int = 0
     kind: ClassVar[str] = "data"
     verb: ClassVar[str] = "prepare"
@@ -34,7 +36,8 @@ class SampleData:
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Fetch, draw, write."""
         say = console().print
-        counts = build(draft.path, collages=self.collages, queries=self.queries, seed=self.seed, cache=workspace.cache, say=say)
+        size = {"collages": self.collages, "queries": self.queries, "concepts": self.concepts}
+        counts = build(draft.path, **size, seed=self.seed, cache=workspace.cache, say=say)
         draft.stats |= counts
         asked = sum(counts["mmeb-small"].values())
         return f"{counts['train']} training pairs, {asked} test queries in {len(counts['mmeb-small'])} data sets"

@@ -20,6 +20,7 @@ def build(
     *,
     collages: int = 1200,
     queries: int = 200,
+    concepts: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -30,6 +31,7 @@ def build(
         folder: where to; the rows name pictures relative to it.
         collages: collages per trained style for the training pairs (the others take a fraction of it).
         queries: queries per test data set at most.
+        concepts: concepts (without their skin tones) that training pairs are made of, about; all if None.
         seed: of the wording and order of pairs; splits never depend on it.
         cache: where assets are kept.
         say: told what is happening, one line at a time.
@@ -45,9 +47,10 @@ def build(
     def test_collages(split: str, style: str) -> list[Collage]:
         return make_collages(world, world.of(split), [style], max(queries * 3 // 5, 20), split)
 
-    trained = make_collages(world, world.of("train"), TRAINED_STYLES, collages, "train")
+    seen = world.with_some("train", concepts)
+    trained = make_collages(seen, seen.of("train"), TRAINED_STYLES, collages, "train")
     counts: dict[str, Any] = {"concepts": len(world.concepts)}
-    train = training_pairs(world, trained, ["train"], seed)
+    train = training_pairs(seen, trained, ["train"], seed)
     validation = make_collages(world, world.of("val"), TRAINED_STYLES, 60, "val-pairs")
     counts["train"] = write_examples(folder / "train.jsonl", train)
     counts["val"] = write_examples(folder / "val.jsonl", training_pairs(world, validation, ["val"], seed))

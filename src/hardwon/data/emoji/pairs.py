@@ -4,12 +4,13 @@ Only concepts of the split "train" (or "val") are used. Styles and wordings vary
 seen drawn and described in several ways.
 """
 
+import filecmp
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardwon.data.emoji.catalogue import TRAINED_STYLES, Concept
+from hardwon.data.emoji.catalogue import TRAINED_STYLES, Concept, without_gender
 from hardwon.items import Candidate, Example, Item
 
 TEXT_TO_IMAGE = "Find a picture of this."
@@ -40,9 +41,30 @@ class World:
         """The concept as drawn in a style."""
         return self.pictures / style / f"{concept.slug}.png"
 
+    def alike(self, one: Concept, other: Concept, style: str) -> bool:
+        """Whether an artist drew both with the very same picture: no question can tell them apart then."""
+        return filecmp.cmp(self.picture(one, style), self.picture(other, style), shallow=False)
+
     def of(self, *splits: str, toned: bool = False) -> list[Concept]:
         """Concepts of the given splits, with or without a skin tone, in a fixed order."""
         return [c for c in self.concepts.values() if c.split in splits and bool(c.tone) == toned]
+
+    def with_some(self, split: str, limit: int | None) -> "World":
+        """The world with about `limit` concepts of a split (whole families, drawn at random) and all of the others."""
+        if limit is None:
+            return self
+        families: dict[str, list[Concept]] = {}
+        for concept in self.of(split):
+            families.setdefault(concept.family, []).append(concept)
+        names = sorted(families)
+        random.Random(f"some:{split}").shuffle(names)
+        kept, count = set(), 0
+        for name in names:
+            if count < limit:
+                kept.add(name)
+                count += len(families[name])
+        rest = {slug: c for slug, c in self.concepts.items() if c.split != split or c.family in kept}
+        return World(rest, self.pictures)
 
 
 def describe(concept: Concept, rng: random.Random) -> str:
@@ -75,6 +97,8 @@ def plain_pairs(world: World, concept: Concept, style: str, other: str, rng: ran
 def change_pairs(world: World, variants: Sequence[Concept], style: str, rng: random.Random) -> Iterator[Example]:
     """Skin tone asked for and skin tone changed, for the variants of one concept."""
     for concept in variants:
+        if any(v is not concept and world.alike(v, concept, style) for v in variants):
+            continue  # drawn without skin tones
         here = Item(images=(world.picture(concept, style),), instruction=TONE)
         yield gold(here, Item(text=f"{concept.tone} skin tone"), "skin_tone")
         others = [v for v in variants if v.slug != concept.slug]
@@ -90,7 +114,8 @@ def gender_pairs(world: World, family: Sequence[Concept], style: str) -> Iterato
     by_kind = {kind: c for c in family for kind in ("man", "woman") if c.name.split(":")[0].split()[:1] == [kind]}
     for kind, target in by_kind.items():
         for concept in family:
-            if concept.slug != target.slug:
+            same_kind = concept.slug != target.slug and without_gender(concept.name) == without_gender(target.name)
+            if same_kind and not world.alike(concept, target, style):
                 query = Item(f"as a {kind}", (world.picture(concept, style),), COMPOSED)
                 yield gold(query, Item(images=(world.picture(target, style),)), "composed")
 
