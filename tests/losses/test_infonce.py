@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardwon.losses import InfoNCE, Targets
+from hardwon.losses.targets import NothingToCompare
 
 
 def gradient(loss, scores, targets):
@@ -43,32 +44,36 @@ def test_the_reverse_direction_alone(square):
 def test_golden_softmax_is_the_gradient(square):
     scores, targets = square
     rows = [
-        [0.880797, 0.119203, 0, 0],
-        [0.140244, 0.628532, 0.231224, 0],
-        [0, 0.000002, 0.622458, 0.377540],
-        [0, 0, 0.995930, 0.004070],
+        [0.880796840658, 0.119202889904, 0.000000269438, 0],
+        [0.140244380953, 0.628531709292, 0.231223893973, 0.000000015782],
+        [0, 0.000002319685, 0.622457887292, 0.377539793023],
+        [0, 0.000000001245, 0.995929861044, 0.004070137711],
     ]
-    expected = (torch.tensor(rows, dtype=torch.float64) - torch.eye(4)) / (4 * 0.02)
-    assert torch.allclose(gradient(InfoNCE(0.02), scores, targets), expected, atol=1e-5)  # 1e-6 in the softmax, over 0.08
+    expected = torch.tensor(rows, dtype=torch.float64) - torch.eye(4)
+    assert torch.allclose(gradient(InfoNCE(0.02), scores, targets) * 4 * 0.02, expected, rtol=0, atol=1e-11)
+    # Both ways: half of it, and half of that of the transposed problem, turned back.
+    turned = gradient(InfoNCE(0.02), scores.T.contiguous(), targets).T * 4 * 0.02
+    both = gradient(InfoNCE(0.02, symmetric=True), scores, targets) * 4 * 0.02
+    assert torch.allclose(both, (expected + turned) / 2, rtol=0, atol=1e-11)
 
 
 def test_golden_gradients_of_llave(square):
     scores, targets = square
     one_way = [
-        [-12.261535, 12.261532, 0.000003, 0],
-        [4.431216, -12.425079, 7.993863, 0],
-        [0, 0.000009, -12.483187, 12.483178],
-        [0, 0, 12.499914, -12.499914],
+        [-12.261535084490, 12.261532414760, 0.000002669730, 0],
+        [4.431216357887, -12.425079361629, 7.993862975750, 0.000000027993],
+        [0, 0.000008845356, -12.483187253992, 12.483178408636],
+        [0, 0.000000000390, 12.499914267079, -12.499914267469],
     ]
     both_ways = [
-        [-11.313296, 12.361358, 0.000001, 0],
-        [7.398136, -12.452593, 4.044966, 0],
-        [0, 0.009466, -11.677620, 12.491589],
-        [0, 0, 11.637949, -12.499957],
+        [-11.313295779621, 12.361358185737, 0.000001396267, 0],
+        [7.398136416229, -12.452593122156, 4.044966393427, 0.000000013998],
+        [0.000000000090, 0.009465881946, -11.677620016758, 12.491588822153],
+        [0, 0.000000003911, 11.637948556347, -12.499956751572],
     ]
     for symmetric, rows in ((False, one_way), (True, both_ways)):
         made = gradient(InfoNCE(0.02, 9.0, symmetric), scores, targets)
-        assert torch.allclose(made, torch.tensor(rows, dtype=torch.float64), rtol=0, atol=1e-6)
+        assert torch.allclose(made, torch.tensor(rows, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
 def test_llave_is_a_colder_temperature_with_a_handicap_on_the_positive(problem):
@@ -103,9 +108,14 @@ def test_equals_the_definition_for_any_shape(q, more, seed, temperature, hardnes
     gold = torch.eye(q, q + more, dtype=torch.bool) | (torch.rand(q, q + more, generator=rng) < 0.2)
     comparable = gold | (torch.rand(q, q + more, generator=rng) < 0.7)
     targets = Targets(gold, torch.zeros_like(gold), torch.zeros(gold.shape), comparable)
-    expected = naive(scores, targets, temperature, hardness)
-    assert float(InfoNCE(temperature, hardness)(scores, targets)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert torch.isfinite(gradient(InfoNCE(temperature, hardness), scores, targets)).all()
+    loss, expected = InfoNCE(temperature, hardness), naive(scores, targets, temperature, hardness)
+    if torch.equal(gold, comparable):
+        assert expected == 0  # nothing could be learned from this batch
+        with pytest.raises(NothingToCompare):
+            loss(scores, targets)
+        return
+    assert float(loss(scores, targets)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert torch.isfinite(gradient(loss, scores, targets)).all()
 
 
 def test_symmetric_asks_only_candidates_that_belong_to_somebody(problem):
@@ -143,7 +153,8 @@ def test_a_row_without_negatives_costs_nothing():
     made = gradient(InfoNCE(), scores, targets)
     assert torch.equal(made[0], torch.zeros(2))
     assert torch.isfinite(made).all()
-    assert float(InfoNCE()(scores[:1, :1], Targets.of_gold(torch.ones(1, 1, dtype=torch.bool)))) == 0.0
+    alone = InfoNCE()(scores[1:], targets[1:])
+    assert float(InfoNCE()(scores, targets)) == pytest.approx(float(alone) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize(("temperature", "shown"), [(0.0, "got 0.0"), (-0.02, "got -0.02"), (math.nan, "got nan")])
@@ -152,6 +163,7 @@ def test_temperature_must_be_positive(temperature, shown):
         InfoNCE(temperature)
 
 
-def test_hardness_must_not_be_negative():
-    with pytest.raises(ValueError, match=r"hardness must not be negative, got -1\.0"):
-        InfoNCE(hardness=-1.0)
+@pytest.mark.parametrize(("hardness", "shown"), [(-1.0, r"-1\.0"), (math.nan, "nan")])
+def test_hardness_must_not_be_negative(hardness, shown):
+    with pytest.raises(ValueError, match=f"hardness must not be negative, got {shown}"):
+        InfoNCE(hardness=hardness)

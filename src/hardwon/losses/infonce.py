@@ -1,12 +1,13 @@
 """InfoNCE, plain and hardness-weighted."""
 
+import math
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from hardwon.losses.targets import Composable, Targets, check, exact, positive
+from hardwon.losses.contrast import Known, cross_entropy, with_gradient
+from hardwon.losses.targets import Composable, Targets, check, check_contrast, exact, positive
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,26 @@ class InfoNCE(Composable):
 
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)
-        if self.hardness < 0:
+        if not 0 <= self.hardness < math.inf:
             raise ValueError(f"hardness must not be negative, got {self.hardness}")
 
     def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
         """Mean over queries; with `symmetric`, the mean of both directions."""
         check(scores, targets)
-        forward = self._one_way(scores, targets.gold, targets.comparable)
+        check_contrast(targets)
+        forward = self.per_query(scores, targets).mean()
         if not self.symmetric:
             return forward
         asked = targets.gold.any(dim=0)  # candidates that belong to some query: the queries of the reverse direction
-        backward = self._one_way(scores.T[asked], targets.gold.T[asked], targets.comparable.T[asked])
-        return (forward + backward) / 2
+        turned = (m.T[asked] for m in (targets.gold, targets.judged, targets.relevance, targets.comparable))
+        return (forward + self.per_query(scores.T[asked], Targets(*turned)).mean()) / 2
 
-    def _one_way(
-        self, scores: Float[Tensor, "q c"], gold: Bool[Tensor, "q c"], comparable: Bool[Tensor, "q c"]
-    ) -> Float[Tensor, ""]:
-        logits = exact(scores) / self.temperature
-        negatives = (logits + self.hardness * exact(scores.detach())).masked_fill(gold | ~comparable, -torch.inf)
-        # log(exp(gold) + sum of negatives) - gold, for every gold on its own: softplus keeps digits when the loss is small.
-        rest = torch.logsumexp(negatives, dim=1, keepdim=True)
-        loss = torch.where(gold, torch.nn.functional.softplus(rest - logits), 0)
-        return (loss.sum(dim=1) / gold.sum(dim=1)).mean()
+    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
+        """Loss of each query, one way."""
+        return with_gradient(scores, *self.closed(exact(scores.detach()).clone(), targets))
+
+    def closed(
+        self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0
+    ) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
+        """Loss of each query and `factor` times its gradient on the scores, one way. Overwrites `scores`."""
+        return cross_entropy(scores, targets, 1 / self.temperature, 1 / self.temperature + self.hardness, factor)

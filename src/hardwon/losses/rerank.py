@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hardwon.losses.targets import Composable, Targets, check, exact, positive
+from hardwon.losses.contrast import Golds
+from hardwon.losses.targets import Composable, Targets, check, check_contrast, exact, positive
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,16 @@ class Pairwise(Composable):
     def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
         """Mean over queries of (mean over gold + mean over the rest) / 2."""
         check(scores, targets)
+        check_contrast(targets)
+        return self.per_query(scores, targets).mean()
+
+    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
+        """Loss of each query."""
         negative = targets.comparable & ~targets.gold
         odds = exact(scores) * self.scale
         yes = torch.where(targets.gold, F.softplus(-odds), 0).sum(dim=1) / targets.gold.sum(dim=1)
         no = torch.where(negative, F.softplus(odds), 0).sum(dim=1) / negative.sum(dim=1).clamp(min=1)
-        return ((yes + no) / 2).mean()
+        return (yes + no) / 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,18 @@ class Listwise(Composable):
     def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
         """Mean over queries; several gold candidates count equally."""
         check(scores, targets)
+        check_contrast(targets)
+        return self.per_query(scores, targets).mean()
+
+    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
+        """Loss of each query: the mean over its gold candidates of -log softmax, each against all the others."""
         logits = (exact(scores) / self.temperature).masked_fill(~targets.comparable, -torch.inf)
-        chosen = torch.where(targets.gold, logits.log_softmax(dim=1), 0)
-        return -(chosen.sum(dim=1) / targets.gold.sum(dim=1)).mean()
+        golds, total = Golds.of(targets, logits.dtype), logits.new_zeros(len(logits))
+        for each in golds.each():
+            rows, columns = each.rows, each.columns
+            others = logits[rows].scatter(1, columns[:, None], -torch.inf)
+            # softplus of a difference, not log-softmax: the latter has no digits left where the loss is almost zero.
+            # A list of gold alone has nothing to say; the finite floor keeps its gradient a number.
+            rest = torch.logsumexp(others.clamp_min(torch.finfo(others.dtype).min / 4), dim=1)
+            total = total.index_add(0, rows, each.weight * F.softplus(rest - logits[rows, columns]))
+        return total

@@ -35,15 +35,19 @@ class JudgeAlignment(Composable):
     def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
         """Mean over queries of (KL(judge || model) + KL(model || judge)) / 2."""
         check(scores, targets)
+        return self.per_query(scores, targets).mean()
+
+    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
+        """Loss of each query; 0 where fewer than two candidates are judged."""
         taught = targets.judged.sum(dim=1) > 1
         if not bool(taught.any()):
-            return scores.sum() * 0.0
+            return exact(scores).sum(dim=1) * 0.0
         judged = targets.judged[taught]
         model = _log_softmax(exact(scores[taught]) / self.temperature, judged)
         judge = _log_softmax(exact(targets.relevance[taught]) / (self.judge_temperature or self.temperature), judged).detach()
         gap = torch.where(judged, model - judge, 0)
         divergence = ((model.exp() - judge.exp()) * gap).sum(dim=1) / 2
-        return divergence.sum() / len(scores)
+        return divergence.new_zeros(len(scores)).index_put((taught,), divergence)
 
 
 def _log_softmax(logits: Float[Tensor, "q c"], kept: Bool[Tensor, "q c"]) -> Float[Tensor, "q c"]:

@@ -1,0 +1,117 @@
+"""The amplifier of hard negatives' gradients (EGA)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hardwon.losses.contrast import Golds, Known, negatives_of, with_gradient
+from hardwon.losses.targets import Composable, Targets, check, check_contrast, exact, positive
+
+Kind = Literal["amplify", "hinge", "redistribute", "colder"]
+
+
+@dataclass(frozen=True)
+class AmplifiedInfoNCE(Composable):
+    """Plain InfoNCE as a value, a gradient in which negatives close to the positive weigh more.
+
+    Xue et al. 2025 (QQMM-embed), arXiv:2506.02020, "explicit gradient amplifier". **Published**: InfoNCE's gradient on the
+    scores is (P - I) / temperature; P is replaced by a Pbar in which hard negatives weigh more; hardness is relative, that is,
+    how close a negative's score comes to the positive's; query, positive and negatives are all changed consistently (rows
+    keep summing to zero). **Our reconstruction**, since the formula could not be read and no training code was released: the
+    four functions below, alpha = 1 (the only default seen in the authors' later code), one way, no masks. So a result of
+    this objective is evidence about these functions, not about the authors' model.
+
+    With p_j the softmax and h_j the hardness of negative j, gold score g:
+
+    - "amplify" (the default): weight p_j (1 + alpha h_j), h_j = sigmoid((s_j - g) / width). At most doubled for alpha = 1, easy
+      negatives untouched; the positive is pulled by what was added.
+    - "hinge": the same with h_j = 1 - (g - s_j) / width, cut to [0, 1]: only negatives within `width` of the positive count.
+    - "redistribute": the negatives' total 1 - p_g stays, shared in proportion to p_j exp(alpha s_j).
+    - "colder": everything renormalised with p_j exp(alpha (s_j - g)). That is InfoNCE at the temperature
+      1 / (1 / temperature + alpha) with the gradient's scale kept: a control, not a method.
+
+    **Every comparison must show the control**, `loss.control()`: what merely sharpening the softmax would have given.
+
+    Attributes:
+        temperature: divides the score.
+        kind: see above.
+        alpha: strength; 0 is plain InfoNCE.
+        width: of the hardness, in units of the score ("amplify" and "hinge").
+        cap: keep a query's total weight of negatives at 1 at most, as it is in plain InfoNCE.
+    """
+
+    temperature: float = 0.02
+    kind: Kind = "amplify"
+    alpha: float = 1.0
+    width: float = 0.1
+    cap: bool = False
+
+    def __post_init__(self) -> None:
+        positive("temperature", self.temperature)
+        positive("width", self.width)
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must not be negative, got {self.alpha}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+
+    def control(self) -> "AmplifiedInfoNCE":
+        """The colder temperature whose weights change as fast around the positive's score as those of this objective do."""
+        tie = {"amplify": 0.25 / (1 + self.alpha / 2), "hinge": 1 / (1 + self.alpha)}
+        alpha = self.alpha * tie[self.kind] / self.width if self.kind in tie else self.alpha
+        return replace(self, kind="colder", alpha=alpha)
+
+    def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
+        """Mean over queries of plain InfoNCE; the gradient is the amplified one."""
+        check(scores, targets)
+        check_contrast(targets)
+        return self.per_query(scores, targets).mean()
+
+    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
+        """Plain InfoNCE of each query, with the amplified gradient."""
+        return with_gradient(scores, *self.closed(exact(scores.detach()).clone(), targets))
+
+    def closed(
+        self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0
+    ) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
+        """Loss of each query and `factor` times the amplified gradient on the scores."""
+        slope = 1 / self.temperature
+        golds = Golds.of(targets, scores.dtype)
+        plain = negatives_of(scores.clone(), targets, slope, golds)
+        margin = plain.log_mass[golds.rows, 0] - slope * scores[golds.rows, golds.columns]
+        shares = plain.shares(torch.ones_like(plain.mass))
+        if self.kind in ("redistribute", "colder"):
+            sharp = negatives_of(scores.clone(), targets, slope + self.alpha, golds)
+            if self.kind == "colder":
+                plain = sharp
+            shares = sharp.shares(torch.ones_like(sharp.mass))
+        gradient = torch.zeros_like(scores)
+        for each in golds.each():
+            rows, columns = each.rows, each.columns
+            everywhere = len(rows) == len(scores)  # rows ascend, so these are all of them in order
+            near, share = (scores, shares) if everywhere else (scores[rows], shares[rows])
+            gold = scores[rows, columns][:, None]
+            sharper = slope + self.alpha if self.kind == "colder" else slope
+            weights = share * torch.sigmoid(plain.log_mass[rows] - sharper * gold)
+            self._amplify(weights, near, gold)
+            total = weights.sum(dim=1, keepdim=True)
+            if self.cap:
+                weights, total = weights / total.clamp_min(1), total.clamp_max(1)
+            weights *= slope * factor * each.weight[:, None]
+            if everywhere:
+                gradient += weights
+            else:
+                gradient[rows] += weights
+            gradient[rows, columns] -= slope * factor * each.weight * total[:, 0]
+        return golds.per_query(F.softplus(margin)), gradient
+
+    def _amplify(self, weights: Float[Tensor, "q c"], scores: Float[Tensor, "q c"], gold: Float[Tensor, "q 1"]) -> None:
+        """Multiply each negative's weight by what its hardness adds, in place."""
+        if self.kind == "amplify":
+            weights += self.alpha * weights * torch.sigmoid((scores - gold) / self.width)
+        elif self.kind == "hinge":
+            weights += self.alpha * weights * (1 - (gold - scores) / self.width).clamp(0, 1)

@@ -1,0 +1,318 @@
+"""Losses of all queries against all candidates without the matrix of all scores.
+
+Given the vectors, the rows of the score matrix are independent, so a loss and its gradient are computed for some queries at a
+time: the memory is that of a block of rows, the value and the gradient are those of the whole matrix. The reverse direction of
+a symmetric InfoNCE needs one more pass, which sums up each column's softmax (4 matrix products instead of 3).
+
+The same function serves several processes: each holds some of the queries and all of the candidates, and the few numbers that
+depend on all queries are summed over the processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hardwon.losses.contrast import Golds, Known, hide_
+from hardwon.losses.infonce import InfoNCE
+from hardwon.losses.rules import FalseNegatives
+from hardwon.losses.soft import JudgeAlignment
+from hardwon.losses.targets import KnownPairs, Loss, NothingToCompare, Targets, UnusableRows, check, exact, parts_of
+
+# Rows of a block: thin matrix products spend their time on moving the large operand, so as many as memory allows.
+FEWEST, MOST = 384, 1024
+PIECE = 1 << 17  # scores that are worked on at once on a CPU
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """What the processes tell each other; `hardwon.distributed.World` is one."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        ...
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The elementwise maximum over all processes."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Itself."""
+        return tensor
+
+    largest = sum
+
+
+class Gradients(NamedTuple):
+    """A loss and its gradient on the vectors.
+
+    Attributes:
+        value: of all queries of all processes.
+        queries: gradient on this process's queries.
+        candidates: gradient on all candidates, as far as it comes from this process's queries.
+    """
+
+    value: Float[Tensor, ""]
+    queries: Float[Tensor, "q d"]
+    candidates: Float[Tensor, "c d"]
+
+
+def value_and_gradient(
+    loss: Loss,
+    queries: Float[Tensor, "q d"],
+    candidates: Float[Tensor, "c d"],
+    targets: Targets | KnownPairs,
+    *,
+    rules: FalseNegatives | None = None,
+    rows: int | None = None,
+    ranks: Ranks | None = None,
+) -> Gradients:
+    """The loss of all queries against all candidates, and its gradient on the vectors, block by block.
+
+    Args:
+        loss: an objective of this package (or a sum of them), or any function with their signature; the latter gets the whole
+            matrix at once, since nothing is known of it.
+        queries: unit vectors; no graph is needed.
+        candidates: unit vectors; no graph is needed.
+        targets: matrices, or only the known pairs of a large batch.
+        rules: what to take out of the comparison.
+        rows: queries per block; chosen by size if None.
+        ranks: the processes among which the queries are divided; None: there is only this one.
+
+    Raises:
+        UnusableRows: scores that are not finite, queries without gold, nothing to compare.
+        ValueError: targets of another shape, or a function that is not of this package, on several processes.
+    """
+    work = _Work(loss, exact(queries.detach()), exact(candidates.detach()), targets, rules, ranks or Alone(), rows)
+    return work.run()
+
+
+def blockwise(
+    loss: Loss,
+    queries: Float[Tensor, "q d"],
+    candidates: Float[Tensor, "c d"],
+    targets: Targets | KnownPairs,
+    *,
+    rules: FalseNegatives | None = None,
+    rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """`loss(queries @ candidates.T, targets)` without that matrix, as a scalar with a graph to the vectors.
+
+    See `value_and_gradient`.
+    """
+
+    def compute(q: Tensor, c: Tensor) -> Gradients:
+        return value_and_gradient(loss, q, c, targets, rules=rules, rows=rows)
+
+    value: Any = _Blockwise.apply(queries, candidates, compute)
+    return value
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, candidates: Tensor, compute: Any) -> Tensor:
+        value, *gradients = compute(queries, candidates)
+        ctx.save_for_backward(*(g.to(side.dtype) for g, side in zip(gradients, (queries, candidates), strict=True)))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        queries, candidates = ctx.saved_tensors
+        return queries * upstream, candidates * upstream, None
+
+
+@dataclass
+class _Work:
+    loss: Loss
+    queries: Tensor
+    candidates: Tensor
+    targets: Targets | KnownPairs
+    rules: FalseNegatives | None
+    ranks: Ranks
+    rows: int | None
+
+    def __post_init__(self) -> None:
+        q, c = len(self.queries), len(self.candidates)
+        shape = self.targets.shape if isinstance(self.targets, KnownPairs) else tuple(self.targets.gold.shape)
+        if shape != (q, c):
+            raise ValueError(f"targets are for {shape[0]} x {shape[1]} pairs, but there are {q} queries and {c} candidates")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows must be at least 1, got {self.rows}")
+
+    def run(self) -> Gradients:
+        self.parts = parts_of(self.loss)
+        # What cannot be computed row by row is an unknown function: it gets all rows at once.
+        self.by_rows = all(hasattr(part, "per_query") for _, part in self.parts)
+        total = self.ranks.sum(self.queries.new_full((), len(self.queries)))
+        if not self.by_rows and float(total) != len(self.queries):
+            raise ValueError(f"on several processes a loss must be one of hardwon.losses or a sum of them, got {self.loss!r}")
+        wanted = min(max(len(self.candidates) // 7, FEWEST), MOST)
+        self.step = self.rows or wanted if self.by_rows else len(self.queries)
+        # Smallest and largest instead of every number's verdict: that would be a copy of the vectors.
+        ends = [end for side in (self.queries, self.candidates) if side.numel() for end in torch.aminmax(side)]
+        self.finite = bool(torch.isfinite(torch.stack(ends)).all()) if ends else True
+        self.total = float(total)
+        self.sparse = self.rules is None and all(hasattr(part, "closed") for _, part in self.parts)
+        reverses = self._reverses()
+        value = self.queries.new_zeros(())
+        of_queries = torch.empty_like(self.queries)
+        of_candidates = torch.zeros_like(self.candidates)
+        comparable = self.queries.new_zeros(())
+        for rows, scores, targets in self._blocks():
+            comparable += _comparable(targets)
+            for piece in self._pieces(scores):
+                value += self._differentiate(scores[piece], _some(targets, piece), reverses)
+            torch.mm(scores, self.candidates, out=of_queries[rows])  # the scores are their own gradient now
+            of_candidates.addmm_(scores.T, self.queries[rows])
+        contrasting = any(hasattr(part, "per_query") and not isinstance(part, JudgeAlignment) for _, part in self.parts)
+        if contrasting and not float(self.ranks.sum(comparable)):
+            raise NothingToCompare(range(len(self.queries)))
+        value = self.ranks.sum(value)
+        for reverse in reverses.values():
+            value = value + reverse.value
+        if self.by_rows and not bool(torch.isfinite(value)):
+            raise UnusableRows("scores or grades overflow", range(len(self.queries)))
+        return Gradients(value, of_queries, of_candidates)
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor, Known]]:
+        buffer = self.queries.new_empty(min(self.step, len(self.queries)), len(self.candidates))
+        for start in range(0, len(self.queries), max(self.step, 1)):
+            rows = slice(start, min(start + self.step, len(self.queries)))
+            scores = torch.mm(self.queries[rows], self.candidates.T, out=buffer[: rows.stop - start])
+            # Matrices only where they are asked for: most of a batch's pairs are known to be nothing at all.
+            targets = _some(self.targets, rows) if self.sparse else self.targets[rows]
+            check(scores, targets, start, finite=self.finite)
+            if self.rules and isinstance(targets, Targets):
+                similar = self._similar(targets) if self.rules.copies is not None else None
+                targets = self.rules(scores, targets, similar)
+            yield rows, scores, targets
+
+    def _similar(self, targets: Targets) -> Tensor:
+        best = self.queries.new_full(targets.gold.shape, -torch.inf)
+        for golds in Golds.of(targets, best.dtype).each():
+            cosines = self.candidates[golds.columns] @ self.candidates.T
+            best[golds.rows] = torch.maximum(best[golds.rows], cosines)
+        return best
+
+    def _pieces(self, scores: Tensor) -> Iterator[slice]:
+        """Rows of a block that fit the processor's cache: what happens to each score happens there."""
+        rows = max(PIECE // max(scores.shape[1], 1), 1) if self.by_rows and scores.device.type == "cpu" else len(scores)
+        for start in range(0, len(scores), max(rows, 1)):
+            yield slice(start, min(start + rows, len(scores)))
+
+    def _differentiate(
+        self, scores: Float[Tensor, "q c"], targets: Known, reverses: "dict[int, _Reverse]"
+    ) -> Float[Tensor, ""]:
+        """These queries' share of the value. The scores are replaced by the gradient on them."""
+        value, gradient = scores.new_zeros(()), None
+        for n, (weight, part) in enumerate(self.parts):
+            reverse, last = reverses.get(n), n == len(self.parts) - 1
+            back = reverse.gradient(scores, targets) if reverse else None
+            # A part that is computed row by row gives a sum, an unknown function its own mean.
+            factor = weight * (0.5 if reverse else 1.0) / (self.total if hasattr(part, "per_query") else 1)
+            here, slope = _part(part, scores if last else scores.clone(), targets, factor)
+            value += here
+            if back is not None:
+                slope += back
+            gradient = slope if gradient is None else gradient.add_(slope)
+        if gradient is not None and gradient is not scores:
+            scores.copy_(gradient)
+        return value
+
+    def _reverses(self) -> "dict[int, _Reverse]":
+        found = {
+            n: _Reverse(part, weight / 2, self.queries.new_zeros(len(self.candidates)))
+            for n, (weight, part) in enumerate(self.parts)
+            if isinstance(part, InfoNCE) and part.symmetric
+        }
+        if found:
+            for _, scores, targets in self._blocks():
+                for piece in self._pieces(scores):
+                    for reverse in found.values():
+                        reverse.add(scores[piece], _some(targets, piece))
+            for reverse in found.values():
+                reverse.finish(self.ranks)
+        return found
+
+
+def _some(targets: Known, rows: slice) -> Known:
+    """The targets of some queries, in the form they are in."""
+    return targets.some(rows) if isinstance(targets, KnownPairs) else targets[rows]
+
+
+def _comparable(targets: Known) -> float:
+    """Above 0 if any query has something to be compared with."""
+    if isinstance(targets, Targets):
+        return float((targets.comparable & ~targets.gold).any())
+    q, c = targets.shape
+    return float(q * c > int((targets.gold | ~targets.comparable).sum()))
+
+
+def _part(part: Any, scores: Tensor, targets: Known, factor: float) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of some queries and its gradient on the scores, both times a factor. May overwrite the scores.
+
+    Of a function of the whole matrix, what it returns.
+    """
+    if hasattr(part, "closed"):
+        losses, gradient = part.closed(scores, targets, factor)
+        return losses.sum() * factor, gradient
+    with torch.enable_grad():
+        free = scores.detach().requires_grad_()
+        value = (part.per_query(free, targets).sum() if hasattr(part, "per_query") else part(free, targets)) * factor
+        (gradient,) = torch.autograd.grad(value, free)
+    return value.detach(), gradient.contiguous()
+
+
+class _Reverse:
+    """The direction candidate -> query of a symmetric InfoNCE: softmaxes over columns, put together from blocks of rows."""
+
+    def __init__(self, loss: InfoNCE, weight: float, empty: Float[Tensor, " c"]):
+        self.weight, self.slope = weight, 1 / loss.temperature
+        self.scale = self.slope + loss.hardness
+        self.top, self.mass = torch.full_like(empty, -torch.inf), empty.clone()
+        # (column, logit) of every gold pair of this process; it may be one without queries
+        self.golds = [(torch.empty(0, dtype=torch.long, device=empty.device), empty[:0])]
+
+    def add(self, scores: Float[Tensor, "q c"], targets: Known) -> None:
+        golds = Golds.of(targets, scores.dtype)
+        self.golds.append((golds.columns, scores[golds.rows, golds.columns] * self.slope))
+        logits = hide_(scores * self.scale, targets, golds)
+        top = torch.maximum(self.top, logits.amax(dim=0))
+        shift = torch.where(top > -torch.inf, top, 0)
+        self.mass.mul_((self.top - shift).exp()).add_(logits.sub_(shift).exp_().sum(dim=0))
+        self.top = top
+
+    def finish(self, ranks: Ranks) -> None:
+        top = ranks.largest(self.top)
+        shift = torch.where(top > -torch.inf, top, 0)
+        mass = ranks.sum(self.mass * (self.top - shift).exp())
+        self.log_mass = mass.log() + shift
+        columns, logits = (torch.cat(list(parts)) for parts in zip(*self.golds, strict=True))
+        count = ranks.sum(torch.zeros_like(mass).index_add_(0, columns, torch.ones_like(logits)))
+        asked = float((count > 0).sum())
+        margin, share = self.log_mass[columns] - logits, 1 / count[columns]
+        self.factor = self.weight / asked
+        self.value = ranks.sum((F.softplus(margin) * share).sum() * self.factor)
+        pull = ranks.sum(torch.zeros_like(mass).index_add_(0, columns, torch.sigmoid(margin) * share))
+        # exp(offset + logit) is the weight of a negative: its column's softmax times the pull on all golds of the column.
+        offset = (pull * self.factor * self.slope).log() - self.log_mass
+        self.offset = torch.where((mass > 0) & (pull > 0), offset, -torch.inf)
+        self.count = count
+
+    def gradient(self, scores: Float[Tensor, "q c"], targets: Known) -> Float[Tensor, "q c"]:
+        golds = Golds.of(targets, scores.dtype)
+        rows, columns = golds.rows, golds.columns
+        margin = self.log_mass[columns] - scores[rows, columns] * self.slope
+        gradient = hide_(torch.add(self.offset, scores, alpha=self.scale), targets, golds).exp_()
+        gradient[rows, columns] = -self.slope * self.factor * torch.sigmoid(margin) / self.count[columns]
+        return gradient

@@ -1,0 +1,135 @@
+"""What the contrastive objectives share: the softmax over a query's negatives, and gradients in closed form.
+
+Every contrastive objective here has the gradient (Pbar - Target) / temperature on a query's scores, and is written as that
+instead of as a graph: it is shorter, exact where the loss is almost zero, and needs no memory beside the scores.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hardwon.losses.targets import KnownPairs, Targets
+
+Known = Targets | KnownPairs
+
+
+class Negatives(NamedTuple):
+    """The softmax over negatives, not yet divided by its sum.
+
+    Attributes:
+        terms: exp(logit - largest of the row); 0 for gold and what may not be compared.
+        mass: sum of each row's terms; 0 where there are none.
+        log_mass: log-sum-exp of the logits; -inf where there are none.
+    """
+
+    terms: Float[Tensor, "q c"]
+    mass: Float[Tensor, "q 1"]
+    log_mass: Float[Tensor, "q 1"]
+
+    def shares(self, row_total: Float[Tensor, "q 1"]) -> Float[Tensor, "q c"]:
+        """The softmax times a number per row. Overwrites `terms`."""
+        return self.terms.mul_(row_total / self.mass.clamp_min(torch.finfo(self.mass.dtype).tiny))
+
+
+def negatives_of(scores: Float[Tensor, "q c"], targets: Known, scale: float, golds: "Golds") -> Negatives:
+    """The softmax of scale x score over negatives. Overwrites `scores`."""
+    logits = hide_(scores.mul_(scale), targets, golds)
+    top = logits.amax(dim=1, keepdim=True)
+    top = torch.where(top > -torch.inf, top, 0)
+    terms = logits.sub_(top).exp_()
+    mass = terms.sum(dim=1, keepdim=True)
+    return Negatives(terms, mass, mass.log() + top)
+
+
+def hide_(logits: Float[Tensor, "q c"], targets: Known, golds: "Golds") -> Float[Tensor, "q c"]:
+    """Put -inf, in place, where there is no negative: gold, and what may not be compared."""
+    if isinstance(targets, Targets):
+        return logits.masked_fill_(targets.gold | ~targets.comparable, -torch.inf)
+    logits[golds.rows, golds.columns] = -torch.inf
+    masked = ~targets.comparable
+    logits[targets.rows[masked], targets.columns[masked]] = -torch.inf
+    return logits
+
+
+class Golds(NamedTuple):
+    """Every gold pair of a block of scores.
+
+    Attributes:
+        rows: query of each.
+        columns: candidate of each.
+        weight: 1 / number of gold candidates of its query: they count equally.
+        per_row: gold candidates of each query.
+    """
+
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+    per_row: Int[Tensor, " q"]
+
+    @classmethod
+    def of(cls, targets: Known, dtype: torch.dtype) -> "Golds":
+        """Row by row."""
+        if isinstance(targets, Targets):
+            rows, columns = targets.gold.nonzero(as_tuple=True)
+        else:
+            rows, columns = targets.rows[targets.gold], targets.columns[targets.gold]
+        count = torch.bincount(rows, minlength=len(targets))
+        return cls(rows, columns, 1 / count[rows].to(dtype), count)
+
+    def per_query(self, values: Float[Tensor, " n"]) -> Float[Tensor, " q"]:
+        """The weighted mean of a number per gold pair."""
+        return values.new_zeros(len(self.per_row)).index_add_(0, self.rows, values * self.weight)
+
+    def each(self) -> Iterator["Golds"]:
+        """First the first gold of every query, then the second of those that have one ..."""
+        start = self.per_row.cumsum(0) - self.per_row
+        place = torch.arange(len(self.rows), device=self.rows.device) - start[self.rows]
+        for n in range(int(self.per_row.max())):
+            kept = place == n
+            yield Golds(self.rows[kept], self.columns[kept], self.weight[kept], self.per_row)
+
+
+def cross_entropy(
+    scores: Float[Tensor, "q c"], targets: Known, slope: float, scale: float, factor: float = 1.0
+) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
+    """InfoNCE of each query with gold logits slope x score and negatives' logits scale x score.
+
+    Overwrites `scores`.
+
+    Returns:
+        Loss per query, and `factor` times its gradient on the scores, at which the negatives' logits count with `slope` too.
+    """
+    golds = Golds.of(targets, scores.dtype)
+    logits = scores[golds.rows, golds.columns] * slope
+    negatives = negatives_of(scores, targets, scale, golds)
+    # log(exp(gold) + sum of negatives) - gold, for every gold on its own: softplus keeps digits when the loss is small.
+    margin = negatives.log_mass[golds.rows, 0] - logits
+    pull = torch.sigmoid(margin)
+    gradient = negatives.shares((slope * factor * golds.per_query(pull))[:, None])
+    gradient[golds.rows, golds.columns] = -slope * factor * golds.weight * pull
+    return golds.per_query(F.softplus(margin)), gradient
+
+
+class _Closed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return values.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None], None, None
+
+
+def with_gradient(
+    scores: Float[Tensor, "q c"], values: Float[Tensor, " q"], gradient: Float[Tensor, "q c"]
+) -> Float[Tensor, " q"]:
+    """`values`, whose gradient on the scores is the given one, whatever they were computed from."""
+    return _Closed.apply(scores, values, gradient)  # type: ignore[return-value]
