@@ -28,17 +28,21 @@ class _Rate(TextColumn):
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int, unit: str = "items") -> Iterator[Callable[..., None]]:
+def bar(what: str, total: int, unit: str = "items", *, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Show how far some work has come.
 
     Args:
         what: what is being done, in the words of the user.
         total: units of work in all.
         unit: name of one unit, in the plural.
+        shown: False shows nothing (all processes but the first).
 
     Yields:
         `advance(n=1, note="")`: n more units are done; `note` is shown beside the bar (a loss, say).
     """
+    if not shown:
+        yield lambda n=1, note="": None
+        return
     out = console()
     if out.is_terminal:
         columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), _Rate(unit)]

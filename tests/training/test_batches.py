@@ -143,35 +143,76 @@ class TestShared:
         assert [item.text for item in batch.candidates] == ["cat", "dog", "cow"]
         assert [query.text for query in batch.queries] == ["q1", "q2"]
         assert batch.number == 7
-        assert batch.targets.gold.tolist() == [[True, False, False], [False, True, False]]
-        assert batch.targets.judged.tolist() == [[False, True, False], [True, False, False]]
-        assert torch.allclose(batch.targets.relevance, torch.tensor([[0, 0.3, 0], [0.2, 0, 0]]))
-        assert batch.targets.comparable.all()
+        assert batch.targets[:].gold.tolist() == [[True, False, False], [False, True, False]]
+        assert batch.targets[:].judged.tolist() == [[False, True, False], [True, False, False]]
+        assert torch.allclose(batch.targets[:].relevance, torch.tensor([[0, 0.3, 0], [0.2, 0, 0]]))
+        assert batch.targets[:].comparable.all()
 
     def test_a_copy_of_the_gold_with_another_instruction_is_not_compared(self):
         one = Example(Item(text="q1"), (gold("cat", "find"),))
         two = Example(Item(text="q2"), (gold("cat"),))
         batch = shared((one, two), 0)
         assert len(batch.candidates) == 2
-        assert batch.targets.gold.tolist() == [[True, False], [False, True]]
-        assert batch.targets.comparable.tolist() == [[True, False], [False, True]]
+        assert batch.targets[:].gold.tolist() == [[True, False], [False, True]]
+        assert batch.targets[:].comparable.tolist() == [[True, False], [False, True]]
 
     def test_related_items_are_not_compared_but_gold_always_is(self):
         kept = frozenset({Item(text="dog").content, Item(text="cat").content})
         one = Example(Item(text="q1"), (gold("cat"), near("dog", 0.9), near("cow")), related=kept)
         two = Example(Item(text="q2"), (gold("hen"),))
-        targets = shared((one, two), 0).targets
+        targets = shared((one, two), 0).targets[:]
         assert targets.comparable.tolist() == [[True, False, True, True], [True, True, True, True]]
         assert targets.judged.tolist()[0] == [False, True, False, False]
 
     def test_gold_wins_over_a_copy_given_as_negative(self):
         batch = shared((Example(Item(text="q"), (near("cat", 0.1), gold("cat"))), numbered(2)), 0)
-        assert batch.targets.gold[0].tolist()[0]
-        assert batch.targets.comparable[0, 0]
+        assert batch.targets[:].gold[0].tolist()[0]
+        assert batch.targets[:].comparable[0, 0]
 
     def test_several_golds(self):
         batch = shared((Example(Item(text="q"), (gold("a"), gold("b"), near("c"))), numbered(2)), 0)
-        assert batch.targets.gold[0].tolist()[:3] == [True, True, False]
+        assert batch.targets[:].gold[0].tolist()[:3] == [True, True, False]
+
+
+said_of = st.tuples(
+    st.sampled_from("abcd"),
+    st.sampled_from(["", "find"]),
+    st.sampled_from([None, 0.0, 0.25, 1.0]),
+    st.sampled_from(["gold", "mined"]),
+)
+rows_of = st.tuples(st.lists(said_of, min_size=1, max_size=5), st.sets(st.sampled_from("abcd"), max_size=2))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(rows_of, min_size=1, max_size=4))
+def test_shared_is_what_is_said_of_every_pair(rows):
+    examples = []
+    for n, (said, related) in enumerate(rows):
+        candidates = (Candidate(Item(text=t, instruction=i), grade, origin) for t, i, grade, origin in said)
+        kin = frozenset(Item(text=text).content for text in related)
+        examples.append(Example(Item(text=f"query {n}"), tuple(candidates), related=kin))
+    batch = shared(examples, 0)
+    matrices = batch.targets[:]
+    offered = {c.item.key for e in examples for c in e.candidates}
+    assert [item.key for item in batch.candidates] == list(dict.fromkeys(c.item.key for e in examples for c in e.candidates))
+    assert len(batch.candidates) == len(offered) == matrices.gold.shape[1]
+    for row, example in enumerate(examples):
+        kin = {c.item.content for c in example.candidates if c.origin == "gold"} | example.related
+        for column, item in enumerate(batch.candidates):
+            said = [c for c in example.candidates if c.item.key == item.key]
+            grades = [c.relevance for c in said if c.relevance is not None]
+            gold = any(c.origin == "gold" for c in said)
+            assert bool(matrices.gold[row, column]) == gold
+            assert bool(matrices.judged[row, column]) == bool(grades)
+            assert float(matrices.relevance[row, column]) == (grades[-1] if grades else 0.0)
+            assert bool(matrices.comparable[row, column]) == (gold or item.content not in kin)
+    # Nothing is written down of pairs of which nothing is known, and of none twice.
+    pairs = list(zip(batch.targets.rows.tolist(), batch.targets.columns.tolist(), strict=True))
+    assert pairs == sorted(set(pairs))
+    known = matrices.gold | matrices.judged | ~matrices.comparable
+    assert all(
+        bool(known[pair]) or batch.candidates[pair[1]] in [c.item for c in examples[pair[0]].candidates] for pair in pairs
+    )
 
 
 class TestListed:

@@ -13,6 +13,10 @@ def network():
     return made, torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=0.1)
 
 
+def learned(module):
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
 def update(module, optimizer, steps=3):
     for _ in range(steps):
         module(torch.rand(5, 4)).square().sum().backward()
@@ -23,20 +27,20 @@ def update(module, optimizer, steps=3):
 def test_brings_back_weights_optimizer_and_generator(network, tmp_path):
     module, optimizer = network
     update(module, optimizer)
-    checkpoint.save(tmp_path, 3, module, optimizer)
+    checkpoint.save(tmp_path, 3, learned(module), optimizer)
     update(module, optimizer)
     truth = {name: value.clone() for name, value in module.state_dict().items()}
-    assert checkpoint.restore(tmp_path, module, optimizer) == (3, [])
+    assert checkpoint.restore(tmp_path, learned(module), optimizer) == (3, [])
     update(module, optimizer)
     assert all(torch.equal(value, truth[name]) for name, value in module.state_dict().items())
 
 
 def test_before_the_first_update(network, tmp_path):
     module, optimizer = network
-    checkpoint.save(tmp_path, 0, module, optimizer)
+    checkpoint.save(tmp_path, 0, learned(module), optimizer)
     update(module, optimizer)
     truth = {name: value.clone() for name, value in module.state_dict().items()}
-    assert checkpoint.restore(tmp_path, module, optimizer) == (0, [])
+    assert checkpoint.restore(tmp_path, learned(module), optimizer) == (0, [])
     assert not optimizer.state
     update(module, optimizer)
     assert all(torch.equal(value, truth[name]) for name, value in module.state_dict().items())
@@ -47,7 +51,7 @@ def test_frozen_parameters_are_not_written(network, tmp_path):
 
     module, optimizer = network
     update(module, optimizer, steps=1)
-    checkpoint.save(tmp_path, 1, module, optimizer)
+    checkpoint.save(tmp_path, 1, learned(module), optimizer)
     names = set(load_file(tmp_path / "step-0000001" / "state.safetensors"))
     assert "weight.0.weight" in names
     assert "weight.0.bias" not in names
@@ -56,22 +60,22 @@ def test_frozen_parameters_are_not_written(network, tmp_path):
 
 def test_only_the_newest_are_kept(network, tmp_path):
     for step in (1, 9, 10, 200):
-        checkpoint.save(tmp_path, step, *network)
+        checkpoint.save(tmp_path, step, learned(network[0]), network[1])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000010", "step-0000200"]
-    assert checkpoint.restore(tmp_path, *network)[0] == 200
+    assert checkpoint.restore(tmp_path, learned(network[0]), network[1])[0] == 200
 
 
 def test_nothing_there(network, tmp_path):
     before = {name: value.clone() for name, value in network[0].state_dict().items()}
-    assert checkpoint.restore(tmp_path / "missing", *network) == (0, [])
+    assert checkpoint.restore(tmp_path / "missing", learned(network[0]), network[1]) == (0, [])
     assert all(torch.equal(value, before[name]) for name, value in network[0].state_dict().items())
 
 
 def test_what_is_wrong_is_told(network, tmp_path):
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, *network)
+        checkpoint.save(tmp_path, step, learned(network[0]), network[1])
     (tmp_path / "step-0000002" / "state.safetensors").write_bytes(b"noise")
-    step, problems = checkpoint.restore(tmp_path, *network)
+    step, problems = checkpoint.restore(tmp_path, learned(network[0]), network[1])
     assert step == 1
     (problem,) = problems
     assert "step-0000002" in problem

@@ -147,6 +147,18 @@ class TestFit:
         assert losses["bf16"] != losses["fp32"]
         assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
 
+    @pytest.mark.parametrize(("gain", "truth"), [(0.01, "fp32"), (5.0, "bf16")])
+    def test_the_faster_precision(self, fresh_text, texts, monkeypatch, gain, truth):
+        monkeypatch.setattr("hardwon.models.precision.bf16_gain", lambda device: gain)
+        losses = {}
+        for precision in ("auto", "fp32", "bf16"):
+            model = fresh_text()
+            without_dropout(model.module)
+            settings = Settings(batch_size=8, learning_rate=1e-3, precision=precision)
+            losses[precision] = [step.loss for step in self.updates(model, texts, InfoNCE(0.1), settings, steps=3)]
+        assert losses["fp32"] != losses["bf16"]
+        assert losses["auto"] == losses[truth]
+
 
 def test_keys_of_both_kinds_of_batches(texts):
     from hardwon.training.batches import listed, shared

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
-from hardwon.losses import InfoNCE, Pairwise
+from hardwon.losses import FalseNegatives, InfoNCE, JudgeAlignment, Pairwise
 from hardwon.models import Embedder, Reranker
-from hardwon.training import Settings, train
+from hardwon.training import LearnedTemperature, Settings, train
 
 STEPS = 8
 SETTINGS = Settings(batch_size=8, negatives=1, dropout=True, learning_rate=1e-3)
@@ -28,9 +29,9 @@ def steps_of(out):
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in rows_of(out) if "loss" in row]
 
 
-def run(model, out, validate=None, examples=None, loss=None):
+def run(model, out, validate=None, examples=None, loss=None, settings=SETTINGS):
     return train(
-        model, examples or tiny.texts(), loss or InfoNCE(0.1), steps=STEPS, settings=SETTINGS, out=out, validate=validate
+        model, examples or tiny.texts(), loss or InfoNCE(0.1), steps=STEPS, settings=settings, out=out, validate=validate
     )
 
 
@@ -233,3 +234,27 @@ def test_a_tower_that_is_trained(fresh_vlm, shapes, tmp_path, often):
     with pytest.raises(Stop):
         run(fresh_vlm(), parts, stop_at(3, Stop()), examples=shapes)
     assert equal(run(fresh_vlm(), parts, examples=shapes).module.state_dict(), truth.module.state_dict())
+
+
+def test_a_temperature_that_is_learned(fresh_text, tmp_path, often):
+    settings = replace(
+        SETTINGS,
+        temperature=LearnedTemperature(0.05, 0.2, learning_rate=0.02),
+        widths=(8,),
+        false_negatives=FalseNegatives(student=0.1),
+        report_every=3,
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    how = {"loss": InfoNCE(0.1) + JudgeAlignment(0.1), "settings": settings}
+    truth = run(fresh_text(), whole, **how)
+    with pytest.raises(Stop):
+        run(fresh_text(), parts, stop_at(5, Stop()), **how)
+    made = run(fresh_text(), parts, **how)
+    assert equal(made.module.state_dict(), truth.module.state_dict())
+    rows = [[row for row in rows_of(out) if "validation" not in row] for out in (parts, whole)]
+    for row in (*rows[0], *rows[1]):
+        row.pop("seconds", None)
+    assert rows[0] == rows[1]
+    temperatures = [row["temperature"] for row in rows_of(whole) if "loss" in row]
+    assert len(set(temperatures)) == STEPS
+    assert [row["step"] for row in rows_of(whole) if "gradient" in row] == [1, 4, 7]

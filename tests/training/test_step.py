@@ -97,7 +97,7 @@ class TestAgainstTheNaiveTwin:
         model.module.eval()
         batch = shared(examples, 0)
         queries, candidates = model.forward(batch.queries), model.forward(batch.candidates)
-        truth = LOSS(queries @ candidates.T, batch.targets)
+        truth = LOSS(queries @ candidates.T, batch.targets[:])
         truth.backward()
         gradient = flat_gradient(model)
         value = embedder_step(model, LOSS, batch, memory)
@@ -158,7 +158,7 @@ class TestDiverged:
     def test_scores_that_are_not_finite(self, text_model, texts):
         with torch.no_grad():
             text_model.body.transformer.encoder.layer[1].output.dense.bias[0] = torch.inf
-        with pytest.raises(Diverged, match="scores are not finite for rows 0, 1, 2, 3 at step 5"):
+        with pytest.raises(Diverged, match="12 vectors are not finite at step 5"):
             embedder_step(text_model, InfoNCE(), shared(texts[:4], 5), PLAIN)
 
     def test_a_reranker(self, text_model, texts):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ import torch
 
 from hardwon.errors import DataError, Diverged, ModelError, RecipeError
 from hardwon.items import Example, Item
-from hardwon.losses import InfoNCE, JudgeAlignment, Listwise, Pairwise
+from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, gradient_report
 from hardwon.models import Embedder, Reranker
-from hardwon.training import Memory, Settings, train
+from hardwon.training import LearnedTemperature, Memory, Objective, Settings, train
+from hardwon.training.batches import batches
 
 QUICK = Settings(batch_size=10, negatives=1, learning_rate=3e-3)
 
@@ -146,7 +148,123 @@ class TestLog:
         assert "learning shapes: 2/2 steps" in capsys.readouterr().err
 
 
+def first_step(model, examples, settings):
+    """Scores and targets of the first batch, before any update."""
+    (batch,) = batches(examples, size=settings.batch_size, steps=1, negatives=settings.negatives, seed=settings.seed)
+    scores = torch.from_numpy(model.encode(batch.queries) @ model.encode(batch.candidates).T)
+    return scores, batch.targets[:]
+
+
+class TestSettings:
+    def test_rules_take_candidates_out(self, text_model, texts, tmp_path):
+        settings = replace(QUICK, false_negatives=FalseNegatives(student=0.05, judge=0.6))
+        scores, targets = first_step(text_model, texts, settings)
+        left = FalseNegatives(student=0.05, judge=0.6)(scores, targets)
+        assert left.comparable.sum() < targets.comparable.sum() - len(scores)
+        train(text_model, texts, InfoNCE(0.1), steps=1, settings=settings, out=tmp_path)
+        assert losses_of(tmp_path) == [pytest.approx(float(InfoNCE(0.1)(scores, left)), rel=1e-4)]
+        assert losses_of(tmp_path) != [pytest.approx(float(InfoNCE(0.1)(scores, targets)), rel=1e-2)]
+
+    def test_rules_serve_rerankers_too(self, text_model, fresh_text, texts, tmp_path):
+        losses = {}
+        for name, rules in (("none", None), ("all", FalseNegatives(student=-10.0)), ("some", FalseNegatives(judge=0.6))):
+            settings = Settings(batch_size=10, negatives=1, random_negatives=2, false_negatives=rules)
+            try:
+                train(Reranker.start_from(fresh_text()), texts, Listwise(), steps=1, settings=settings, out=tmp_path / name)
+                losses[name] = losses_of(tmp_path / name)[0]
+            except Diverged as error:
+                losses[name] = str(error)
+        assert losses["some"] < losses["none"] - 0.1  # a list is shorter by its judged candidate
+        assert "every other candidate is masked" in losses["all"]
+
+    def test_widths(self, text_model, texts, tmp_path):
+        settings = replace(QUICK, widths=(8, 16))
+        (batch,) = batches(texts, size=10, steps=1, negatives=1)
+        q, c = (torch.from_numpy(text_model.encode(side)) for side in (batch.queries, batch.candidates))
+        values = []
+        for width in (8, 16, 32):
+            short = [torch.nn.functional.normalize(side[:, :width], dim=1) for side in (q, c)]
+            values.append(float(InfoNCE(0.1)(short[0] @ short[1].T, batch.targets[:])))
+        train(text_model, texts, InfoNCE(0.1), steps=1, settings=settings, out=tmp_path)
+        assert losses_of(tmp_path) == [pytest.approx(np.mean(values), rel=1e-4)]
+
+    @pytest.mark.parametrize("loss", [InfoNCE(0.1), AmplifiedInfoNCE(0.1), JudgeAlignment(0.1) + 0.5 * InfoNCE(0.2)], ids=str)
+    def test_a_temperature_is_learned_and_logged(self, text_model, texts, tmp_path, loss):
+        settings = replace(QUICK, temperature=LearnedTemperature(0.02, 0.5, learning_rate=0.05))
+        objective = Objective(loss, temperature=settings.temperature)
+        (batch,) = batches(texts, size=10, steps=1, negatives=1)
+        vectors = torch.from_numpy(text_model.encode([*batch.queries, *batch.candidates]))
+        objective.slope(vectors, list(range(10)), list(range(10, len(vectors))), batch.targets)
+        down = float(objective.log_temperature.grad) > 0
+        train(text_model, texts, loss, steps=20, settings=settings, out=tmp_path)
+        rows = rows_of(tmp_path)
+        temperatures = [row["temperature"] for row in rows]
+        assert len(temperatures) == 20
+        # Adam's first step is as long as its learning rate, half of it while warming up, and no decay pulls at it.
+        assert temperatures[0] == pytest.approx(0.1 * np.exp(0.05 * rows[0]["rate"] * (-1 if down else 1)), rel=1e-4)
+        assert all(0.02 <= value <= 0.5 for value in temperatures)
+        assert len(set(temperatures)) > 10
+
+    def test_a_fixed_temperature_is_not_logged(self, text_model, texts, tmp_path):
+        train(text_model, texts, InfoNCE(0.1), steps=1, settings=QUICK, out=tmp_path)
+        assert "temperature" not in rows_of(tmp_path)[0]
+
+    def test_gradient_reports(self, text_model, texts, tmp_path):
+        settings = replace(QUICK, report_every=3)
+        scores, targets = first_step(text_model, texts, settings)
+        truth = gradient_report(InfoNCE(0.1, hardness=2.0), scores, targets).summary()
+        train(text_model, texts, InfoNCE(0.1, hardness=2.0), steps=7, settings=settings, out=tmp_path)
+        rows = [row for row in rows_of(tmp_path) if "gradient" in row]
+        assert [row["step"] for row in rows] == [1, 4, 7]
+        assert rows[0]["gradient"] == pytest.approx(truth, rel=1e-3, abs=2e-6)
+        assert [row["step"] for row in rows_of(tmp_path) if "loss" in row] == list(range(1, 8))
+
+    def test_a_report_without_grades_is_json_all_the_same(self, text_model, texts, tmp_path):
+        bare = [Example(e.query, tuple(replace(c, relevance=None) for c in e.candidates), e.source) for e in texts]
+        train(text_model, bare, InfoNCE(0.1), steps=1, settings=replace(QUICK, report_every=1), out=tmp_path)
+        assert rows_of(tmp_path)[0]["gradient"]["false_negatives"] is None
+        assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+    def test_reports_do_not_disturb(self, fresh_text, texts, weights):
+        made = []
+        for every in (0, 1):
+            model = fresh_text()
+            train(model, texts, InfoNCE(0.1), steps=3, settings=replace(QUICK, report_every=every, dropout=True))
+            made.append(weights(model))
+        assert equal(*made)
+
+    def test_a_rerankers_report(self, text_model, texts, tmp_path):
+        model = Reranker.start_from(text_model)
+        train(model, texts, Pairwise(), steps=3, settings=replace(QUICK, report_every=2), out=tmp_path)
+        rows = [row for row in rows_of(tmp_path) if "gradient" in row]
+        assert [row["step"] for row in rows] == [1, 3]
+        assert rows[0]["gradient"]["positive"] == pytest.approx(0.5, abs=0.1)
+
+
 class TestRefuses:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"widths": (8,)}, r"settings\.widths is about vectors; a reranker has none"),
+            ({"temperature": LearnedTemperature()}, r"settings\.temperature is about vectors; a reranker has none"),
+            (
+                {"false_negatives": FalseNegatives(copies=0.95)},
+                r"settings\.false_negatives\.copies compares vectors; a reranker has none",
+            ),
+        ],
+    )
+    def test_what_a_reranker_has_no_use_for(self, text_model, texts, settings, message):
+        with pytest.raises(RecipeError, match=message):
+            train(Reranker.start_from(text_model), texts, Listwise(), steps=1, settings=replace(QUICK, **settings))
+
+    def test_widths_and_temperatures_that_cannot_be(self, text_model, texts, weights):
+        before = weights(text_model)
+        with pytest.raises(RecipeError, match="widths must be below the model's 32"):
+            train(text_model, texts, InfoNCE(0.1), steps=1, settings=replace(QUICK, widths=(32,)))
+        with pytest.raises(RecipeError, match=r"the temperature cannot be learned: Pairwise\(scale=1.0\) has none"):
+            train(text_model, texts, Pairwise(), steps=1, settings=replace(QUICK, temperature=LearnedTemperature()))
+        assert equal(weights(text_model), before)
+
     def test_no_steps(self, text_model, texts):
         with pytest.raises(RecipeError, match="steps must be at least 1, got 0"):
             train(text_model, texts, InfoNCE(), steps=0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hardwon.items import Candidate, Example, Item
-from hardwon.losses import Targets
+from hardwon.losses import KnownPairs, Targets
 from hardwon.randomness import generator
 
 
@@ -21,13 +21,13 @@ class Batch:
     Attributes:
         queries: one per example.
         candidates: golds and chosen negatives of all examples, each distinct item once.
-        targets: [q c].
+        targets: [q c], as the pairs that something is known of; `targets[:]` are the matrices.
         number: how many batches came before, over all epochs.
     """
 
     queries: tuple[Item, ...]
     candidates: tuple[Item, ...]
-    targets: Targets
+    targets: KnownPairs
     number: int
 
 
@@ -105,19 +105,47 @@ def shared(examples: Sequence[Example], number: int) -> Batch:
     for candidate in (c for example in examples for c in example.candidates):
         if place.setdefault(candidate.item.key, len(items)) == len(items):
             items.append(candidate.item)
-    contents = [item.content for item in items]
-    q, c = len(examples), len(items)
-    gold, judged = torch.zeros(q, c, dtype=torch.bool), torch.zeros(q, c, dtype=torch.bool)
-    relevance, comparable = torch.zeros(q, c), torch.ones(q, c, dtype=torch.bool)
+    copies: dict[str, list[int]] = {}
+    for n, item in enumerate(items):
+        copies.setdefault(item.content, []).append(n)
+    found: dict[tuple[int, int], _Known] = {}
     for row, example in enumerate(examples):
-        known = {g.content for g in example.gold} | example.related
-        for column, content in enumerate(contents):
-            if content in known:
-                comparable[row, column] = False
+        for content in sorted({g.content for g in example.gold} | example.related):
+            for column in copies.get(content, ()):
+                found.setdefault((row, column), _Known()).comparable = False
         for candidate in example.candidates:
-            _note(candidate, row, place[candidate.item.key], gold, judged, relevance)
-    comparable |= gold
-    return Batch(tuple(e.query for e in examples), tuple(items), Targets(gold, judged, relevance, comparable), number)
+            found.setdefault((row, place[candidate.item.key]), _Known()).note(candidate)
+    known = _known_pairs((len(examples), len(items)), found)
+    return Batch(tuple(e.query for e in examples), tuple(items), known, number)
+
+
+@dataclass
+class _Known:
+    """What is known of one pair."""
+
+    gold: bool = False
+    relevance: float | None = None
+    comparable: bool = True
+
+    def note(self, candidate: Candidate) -> None:
+        self.gold |= candidate.origin == "gold"
+        if candidate.relevance is not None:
+            self.relevance = candidate.relevance
+
+
+def _known_pairs(shape: tuple[int, int], found: dict[tuple[int, int], _Known]) -> KnownPairs:
+    places = sorted(found)
+    known = [found[place] for place in places]
+    index = torch.tensor(places, dtype=torch.long).reshape(-1, 2)
+    return KnownPairs(
+        shape,
+        rows=index[:, 0].contiguous(),
+        columns=index[:, 1].contiguous(),
+        gold=torch.tensor([k.gold for k in known], dtype=torch.bool),
+        judged=torch.tensor([k.relevance is not None for k in known], dtype=torch.bool),
+        relevance=torch.tensor([k.relevance or 0.0 for k in known]),
+        comparable=torch.tensor([k.comparable or k.gold for k in known], dtype=torch.bool),
+    )
 
 
 def _note(

@@ -5,6 +5,7 @@ safetensors and JSON only.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from hardwon.errors import ArtifactError
 
 KEEP = 2
 
+Parameters = Mapping[str, nn.Parameter]
 
-def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+
+def save(folder: Path, step: int, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
     """Write `folder/step-<n>` and remove all but the newest `KEEP`. `step` is the number of finished updates."""
-    tensors = {f"weight.{name}": p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    for name, parameter in module.named_parameters():
+    tensors = {f"weight.{name}": p.detach() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{kind}.{name}"] = value
     tensors["generator"] = torch.random.get_rng_state()
+    if torch.cuda.is_initialized():
+        tensors["cuda_generator"] = torch.cuda.get_rng_state()
     path = folder / f"step-{step:07d}"
     shutil.rmtree(path, ignore_errors=True)  # what is there was passed over as damaged: the run would have gone on from it
     with artifacts.writing(path, "checkpoint", {"step": step}) as draft:
@@ -33,7 +38,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Opti
         shutil.rmtree(old)
 
 
-def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[str]]:
+def restore(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> tuple[int, list[str]]:
     """Load the newest whole checkpoint.
 
     Returns:
@@ -46,17 +51,15 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
         except ArtifactError as error:
             damaged.append(str(error))
             continue
-        _load(load_file(path / "state.safetensors"), module, optimizer)
+        _load(load_file(path / "state.safetensors"), parameters, optimizer)
         return int(manifest.inputs["step"]), damaged
     return 0, damaged
 
 
-def _load(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load(tensors: dict[str, torch.Tensor], parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
     states: dict[torch.Tensor, dict[str, Any]] = {}
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
             ending = f".{name}"
             found = {
@@ -69,3 +72,5 @@ def _load(tensors: dict[str, torch.Tensor], module: nn.Module, optimizer: torch.
     optimizer.state.clear()
     optimizer.state.update(states)
     torch.random.set_rng_state(tensors["generator"])
+    if "cuda_generator" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda_generator"])

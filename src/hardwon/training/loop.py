@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hardwon.errors import Diverged, RecipeError, unknown
-from hardwon.models.body import Precision, trainable
+from hardwon.losses import FalseNegatives
+from hardwon.models.body import trainable
+from hardwon.models.precision import Precision, computed_in
+from hardwon.training.objective import LearnedTemperature
 from hardwon.training.step import Memory
 
 
@@ -29,9 +32,14 @@ class Settings:
         warmup: share of the steps that the learning rate rises.
         weight_decay: of AdamW.
         clip: largest gradient norm.
+        false_negatives: rules that take candidates out of the comparison; none if None.
+        widths: Matryoshka: the loss also counts on the first so many components of each vector.
+        temperature: learn the loss's temperature; it is fixed if None.
+        report_every: steps between two gradient reports in the log; 0 for none.
         freeze: parts that are not trained; see `Embedder.freeze`.
         dropout: False switches dropout off, which suits short trainings.
-        precision: "fp32", or "bf16" to compute in bfloat16 where that is safe; scores and losses stay in float32.
+        precision: "fp32", "bf16" to compute in bfloat16 where that is safe (scores and losses stay in float32), or "auto" for
+            the faster of the two on this machine.
         memory: what a step may hold.
         seed: of order, draws and dropout.
     """
@@ -44,6 +52,10 @@ class Settings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    false_negatives: FalseNegatives | None = None
+    widths: tuple[int, ...] = ()
+    temperature: LearnedTemperature | None = None
+    report_every: int = 0
     freeze: tuple[str, ...] = ()
     dropout: bool = False
     precision: Precision = "fp32"
@@ -87,8 +99,8 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
-def optimizer_for(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, with a group of its own for every part in `settings.rates`."""
+def optimizer_for(module: nn.Module, settings: Settings, temperature: nn.Parameter | None = None) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, with a group of its own for every part in `settings.rates` and the temperature."""
     groups: dict[float, list[Tensor]] = {}
     unused = {part for part, _ in settings.rates}
     for name, parameter in module.named_parameters():
@@ -102,7 +114,10 @@ def optimizer_for(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
         groups.setdefault(rate, []).append(parameter)
     if unused:
         raise RecipeError(f"no trainable parameter belongs to {', '.join(sorted(unused))} (named in rates)")
-    listed = [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()]
+    listed: list[dict[str, Any]] = [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()]
+    if temperature is not None and settings.temperature is not None:
+        rate = settings.temperature.learning_rate
+        listed.append({"params": [temperature], "lr": rate, "peak": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(listed, weight_decay=settings.weight_decay)
 
 
@@ -154,7 +169,7 @@ def batch_keys(batch: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _precision(precision: Precision, device: str) -> Iterator[None]:
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=computed_in(precision, device) == "bf16"):
         yield
 
 

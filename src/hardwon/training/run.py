@@ -1,25 +1,29 @@
 """`train`: a model, examples and a loss; the same for embedders and rerankers."""
 
 import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from hardwon.distributed import World
 from hardwon.errors import DataError, RecipeError
 from hardwon.items import Example, Item
-from hardwon.losses import Loss
+from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
 from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
 from hardwon.training.loop import Settings, Step, fit, optimizer_for, without_dropout
+from hardwon.training.objective import Objective
 from hardwon.training.step import embedder_step, reranker_step
 
 Model = TypeVar("Model", bound=Embedder | Reranker)
@@ -56,38 +60,61 @@ def train(
         DataError: no examples, or a reranker's examples without negatives.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
     """
-    settings = settings or Settings()
+    settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
     model.freeze(settings.freeze)
     model.body.settle_vision()
     if not settings.dropout:
         without_dropout(model.module)
-    items = (item for e in examples for item in (e.query, *(c.item for c in e.candidates)))
-    model.body.prepare(items, progress=True)
-    optimizer = optimizer_for(model.module, settings)
+    _prepare(model, examples, world)
+    objective = Objective(
+        loss,
+        rules=settings.false_negatives,
+        widths=settings.widths,
+        temperature=settings.temperature,
+        device=model.body.model.device,
+    )
+    optimizer = optimizer_for(model.module, settings, objective.log_temperature)
+    parameters = _parameters(model, objective)
     with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        start, damaged = checkpoint.restore(out / "checkpoint", model.module, optimizer) if out else (0, [])
-        with _log(out, start) as log:
+        torch.manual_seed(settings.seed + world.rank)  # dropout differs from process to process, the data do not
+        start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
+        world.same(parameters.values())
+        plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
+        with _log(plan.out, start) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
-            _run(model, examples, loss, _Plan(steps, start, settings, out, validate, title), optimizer, log)
+            _run(model, examples, objective, plan, optimizer, log)
     model.module.eval()
     return model
 
 
+@dataclass(frozen=True)
 class _Plan:
     """What `_run` needs to know beside model and data."""
 
-    def __init__(self, steps: int, start: int, settings: Settings, out: Path | None, validate: Any, title: str):
-        self.steps, self.start, self.settings, self.out, self.validate, self.title = (
-            steps,
-            start,
-            settings,
-            out,
-            validate,
-            title,
-        )
+    steps: int
+    start: int
+    settings: Settings
+    out: Path | None
+    validate: tuple[int, Callable[[], float]] | None
+    title: str
+    world: World
+
+
+def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
+    """Features of frozen towers: the first process makes them, the others find them in the cache."""
+    for turn in (True, False):
+        if world.first == turn:
+            items = (item for e in examples for item in (e.query, *(c.item for c in e.candidates)))
+            model.body.prepare(items, progress=world.first)
+        world.wait()
+
+
+def _parameters(model: Any, objective: Objective) -> dict[str, Any]:
+    """Everything that is learned, by name."""
+    found = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    return found if objective.log_temperature is None else found | {"objective.log_temperature": objective.log_temperature}
 
 
 def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settings) -> None:
@@ -95,6 +122,11 @@ def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settin
         raise RecipeError(f"steps must be at least 1, got {steps}")
     if len(examples) < 2:
         raise DataError(f"training needs at least 2 examples, got {len(examples)}")
+    unused = [name for name in ("widths", "temperature") if getattr(settings, name)]
+    if isinstance(model, Reranker) and unused:
+        raise RecipeError(f"settings.{unused[0]} is about vectors; a reranker has none")
+    if isinstance(model, Reranker) and settings.false_negatives and settings.false_negatives.copies is not None:
+        raise RecipeError("settings.false_negatives.copies compares vectors; a reranker has none")
     if isinstance(model, Reranker) and (settings.negatives < 1 or not any(e.negatives for e in examples)):
         raise DataError("a reranker learns from each example's own negatives: mine some first, and set settings.negatives")
 
@@ -102,17 +134,17 @@ def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settin
 def _run(
     model: Any,
     examples: Sequence[Example],
-    loss: Loss,
+    objective: Objective,
     plan: _Plan,
     optimizer: torch.optim.Optimizer,
     log: Callable[[dict], None],
 ) -> None:
-    settings, saved = plan.settings, time.monotonic()
-    if isinstance(model, Reranker):
-        stream: Iterator[Any] = _lists(examples, plan)
-        updates = fit(model, plan.steps, stream, lambda b: reranker_step(model, loss, b, settings.memory), optimizer, settings)
-    else:
-        stream = batches(
+    settings, world, saved = plan.settings, plan.world, time.monotonic()
+    take: Any = reranker_step if isinstance(model, Reranker) else embedder_step
+    stream: Iterator[Any] = (
+        _lists(examples, plan)
+        if isinstance(model, Reranker)
+        else batches(
             examples,
             size=settings.batch_size,
             steps=plan.steps,
@@ -120,20 +152,31 @@ def _run(
             seed=settings.seed,
             start=plan.start,
         )
-        updates = fit(model, plan.steps, stream, lambda b: embedder_step(model, loss, b, settings.memory), optimizer, settings)
-    with interruptible() as asked_to_stop, bar(plan.title, plan.steps, "steps") as advance:
+    )
+
+    def gradient(batch: Any) -> torch.Tensor:
+        due = settings.report_every and batch.number % settings.report_every == 0
+
+        def watch(report: GradientReport) -> None:
+            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in report.summary().items()}
+            log({"step": batch.number + 1, "gradient": rounded})
+
+        return take(model, objective, batch, settings.memory, world, watch if due else None)
+
+    updates = fit(model, plan.steps, stream, gradient, optimizer, settings)
+    with interruptible() as pressed, bar(plan.title, plan.steps, "steps", shown=world.first) as advance:
         advance(plan.start)
         for step in updates:
             done = step.number + 1
-            log(_row(step))
+            log(_row(step) | ({} if objective.temperature is None else {"temperature": round(objective.temperature, 6)}))
             advance(1, f"loss {step.loss:.3f}")
             if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
                 log({"step": done, "validation": plan.validate[1]()})
                 model.body.train()
             # After validation: a run that goes on from here does not look back.
-            stop = asked_to_stop() and done < plan.steps
+            stop = bool(world.sum(torch.tensor(float(pressed()), device=model.body.model.device))) and done < plan.steps
             if plan.out and (stop or time.monotonic() - saved > SAVE_EVERY_S):
-                checkpoint.save(plan.out / "checkpoint", done, model.module, optimizer)
+                checkpoint.save(plan.out / "checkpoint", done, _parameters(model, objective), optimizer)
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt

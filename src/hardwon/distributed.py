@@ -1,0 +1,100 @@
+"""`World`: the processes that train together; the only file that imports torch.distributed.
+
+Nothing here multiplies or divides by the number of processes: what is summed is a sum.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET = 1 << 24  # numbers that travel together
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together; one process by default, for which every method does nothing.
+
+    Attributes:
+        rank: number of this process.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "World":
+        """The processes that torch.distributed connects; one if it was not set up.
+
+        Under a launcher (torchrun, accelerate launch: `WORLD_SIZE` is set) the connection is made here.
+        """
+        if not dist.is_available():
+            return cls()
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The elementwise maximum over all processes."""
+        return self._reduced(tensor, dist.ReduceOp.MAX)
+
+    def _reduced(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.size == 1:
+            return tensor
+        tensor = tensor.detach().clone().contiguous()
+        dist.all_reduce(tensor, how)
+        return tensor
+
+    def share(self, costs: Sequence[int]) -> list[int]:
+        """Positions of the items that are this process's work, in order; costs are spread evenly."""
+        order = sorted(range(len(costs)), key=lambda n: (-costs[n], n))
+        return sorted(order[self.rank :: self.size])
+
+    def rows(self, count: int) -> slice:
+        """This process's share of `count` rows."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes, in place; a parameter that a process did not use counts as zero there."""
+        if self.size == 1:
+            return
+        batch: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            batch.append(parameter.grad)
+            if sum(t.numel() for t in batch) >= BUCKET:
+                self._sum_together(batch)
+                batch = []
+        if batch:
+            self._sum_together(batch)
+
+    def _sum_together(self, gradients: Sequence[Tensor]) -> None:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Make every process's tensors those of the first, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            dist.barrier()

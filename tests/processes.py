@@ -1,0 +1,263 @@
+"""Several real processes connected by gloo on this machine, and what the tests let them do.
+
+Whatever is done here by several processes is also done by one: a function called in the test itself finds no others.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import tiny
+import torch
+import torch.multiprocessing as mp
+
+from hardwon import distributed
+from hardwon.distributed import World
+from hardwon.errors import Diverged
+from hardwon.items import Candidate, Example, Item
+from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
+from hardwon.losses.amplified import Kind
+from hardwon.models import Embedder, Reranker
+from hardwon.training import Memory, Settings, run, train
+from hardwon.training.batches import listed, shared
+from hardwon.training.objective import LearnedTemperature, Objective
+from hardwon.training.step import embedder_step, reranker_step
+
+
+def together(size: int, folder: Path, *works: tuple) -> list[list]:
+    """By process, what each of `works` returns: pairs of a function of a module and its arguments."""
+    folder.mkdir(exist_ok=True)
+    # A server that has imported everything makes the processes: each starts in a moment instead of ten seconds.
+    multiprocessing.set_forkserver_preload(["hardwon.training.run", "sentence_transformers"])
+    entry = (size, _free_port(), str(folder), works)
+    context = mp.start_processes(_entry, entry, nprocs=size, join=False, start_method="forkserver")
+    try:
+        while not context.join():
+            pass
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _entry(rank: int, size: int, port: int, folder: str, works: Sequence[tuple]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    torch.set_num_threads(1)
+    torch.save([work(*args) for work, *args in works], Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+RULES = FalseNegatives(student=0.1, judge=0.2, copies=0.95)
+LEARNED = LearnedTemperature(low=0.05, high=0.2)
+SUM = JudgeAlignment(0.2) + 0.5 * InfoNCE(0.1, hardness=2.0, symmetric=True)
+# Loss, and the choices around it.
+CASES = {
+    "plain": (InfoNCE(0.1), {}),
+    "hardness": (InfoNCE(0.1, hardness=2.0), {}),
+    **{f"amplified, {kind}": (AmplifiedInfoNCE(0.1, kind=kind), {}) for kind in get_args(Kind)},
+    "amplified, capped": (AmplifiedInfoNCE(0.1, cap=True), {}),
+    "hardest": (TopKInfoNCE(0.1, k=3, beta=0.05), {}),
+    "judge": (JudgeAlignment(0.2, judge_temperature=0.1), {}),
+    "pairwise": (Pairwise(3.0), {}),
+    "listwise": (Listwise(0.1), {}),
+    "rules": (InfoNCE(0.1, hardness=2.0), {"rules": RULES}),
+    "widths": (InfoNCE(0.1, hardness=2.0), {"widths": (8, 20)}),
+    "temperature": (InfoNCE(0.1, hardness=2.0), {"temperature": LEARNED}),
+    "sum": (SUM, {}),
+    "symmetric": (InfoNCE(0.1, symmetric=True), {}),
+    "symmetric, hardness": (InfoNCE(0.1, hardness=2.0, symmetric=True), {}),
+    "everything": (SUM, {"rules": RULES, "widths": (8, 20), "temperature": LearnedTemperature(0.05, 0.3)}),
+}
+LISTS = {
+    "pairwise": (Pairwise(), {}),
+    "listwise": (Listwise(), {}),
+    "sum": (Pairwise(2.0) + 0.5 * Listwise(0.5), {}),
+    "rules": (Pairwise() + Listwise(), {"rules": FalseNegatives(student=0.1, judge=0.2)}),
+}
+
+
+def examples() -> tuple[Example, ...]:
+    """Seven: items on both sides, several golds, ragged lists, graded, related and too good candidates."""
+    crossed = Example(
+        Item(text="the square is red"),
+        (Candidate(Item(text="red square"), 1.0, "gold"), Candidate(Item(text="blue circle"), 0.3)),
+        "texts",
+    )
+    several = Example(
+        Item(text="a bar, a blue one"),
+        (
+            Candidate(Item(text="the bar is blue"), 0.9, "gold"),
+            Candidate(Item(text="blue bar"), 1.0, "gold"),
+            Candidate(Item(text="it is the blue bar"), 0.95),
+            Candidate(Item(text="the bar is black")),
+            Candidate(Item(text="the triangle"), 0.1),
+        ),
+        "texts",
+        related=frozenset({Item(text="the bar is black").content}),
+    )
+    return (*tiny.texts()[:3], crossed, several, *tiny.texts()[6:8])
+
+
+def gradient_of(model) -> torch.Tensor:
+    """All gradients as one vector; they are gone afterwards."""
+    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
+    model.module.zero_grad(set_to_none=True)
+    return torch.cat(made)
+
+
+def steps(embedder: str, reranker: str, count: int = 7, keep: int | None = None) -> dict:
+    """Value and gradients of every case on the first `count` examples, with graphs for `keep` tokens."""
+    world, made = World.current(), {}
+    memory, some = Memory(60, keep), examples()[:count]
+    model = Embedder.load(embedder, device="cpu")
+    model.module.eval()  # without dropout
+    for name, (loss, around) in CASES.items():
+        objective = Objective(loss, **around)
+        made[name] = {"value": embedder_step(model, objective, shared(some, 0), memory, world), "gradient": gradient_of(model)}
+        if objective.log_temperature is not None:
+            made[name]["temperature"] = objective.log_temperature.grad
+    ranker = Reranker.load(reranker, device="cpu")
+    ranker.module.eval()
+    for name, (loss, around) in LISTS.items():
+        value = reranker_step(ranker, Objective(loss, **around), listed(some, 0), memory, world)
+        made[f"lists, {name}"] = {"value": value, "gradient": gradient_of(ranker)}
+    return made
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    """A copy of all weights."""
+    return {name: value.detach().clone() for name, value in model.module.named_parameters()}
+
+
+SETTINGS = Settings(batch_size=7, negatives=3, learning_rate=1e-3, weight_decay=0.5, memory=Memory(60, 130))
+FULL = replace(SETTINGS, false_negatives=RULES, widths=(8, 20), temperature=LEARNED, report_every=2)
+
+
+def trainings(embedder: str, reranker: str, out: str) -> dict:
+    """Weights and outputs after trainings; every process has a folder of its own, to which it may or may not write."""
+    own = Path(out) / f"process-{World.current().rank}"
+    run.SAVE_EVERY_S = 0.0
+    model = train(Embedder.load(embedder, device="cpu"), examples(), SUM, steps=5, settings=FULL, out=own / "vectors")
+    items = [item for e in examples() for item in (e.query, *(c.item for c in e.candidates))]
+    made = {"vectors": {"weights": weights_of(model), "outputs": torch.from_numpy(model.encode(items))}}
+    ranker = Reranker.load(reranker, device="cpu")
+    train(ranker, examples(), Pairwise() + Listwise(), steps=3, settings=SETTINGS, out=own / "lists")
+    pairs = [(examples()[0].query, item) for item in items]
+    return made | {"lists": {"weights": weights_of(ranker), "outputs": torch.from_numpy(ranker.score_pairs(pairs))}}
+
+
+def looking(seeing: str, pictures: dict[str, Path], out: str) -> dict:
+    """How many pictures the frozen tower looked at in a training with a cache, and what was learned."""
+    model, looks = Embedder.load(seeing, device="cpu", vision_cache=Path(out) / "features"), []
+    model.body.transformer.vision_tower.register_forward_hook(lambda tower, given, _: looks.append(len(given[0])))
+    settings = replace(SETTINGS, batch_size=8, freeze=("vision",), memory=Memory(200))
+    train(model, tiny.examples(pictures), InfoNCE(0.1), steps=3, settings=settings, out=Path(out) / "run")
+    vectors = model.encode([candidate.item for e in tiny.examples(pictures) for candidate in e.candidates])
+    return {"looks": sum(looks), "weights": weights_of(model), "outputs": torch.from_numpy(vectors)}
+
+
+def interrupted(embedder: str, out: str, dropout: bool) -> dict:
+    """Weights of a training that goes on after Ctrl-C in the last process, and of an undisturbed one."""
+    world, steps_of, settings = World.current(), {}, replace(FULL, dropout=dropout, memory=Memory(100_000))  # one pass a step
+
+    def trained(name: str, stop: int | None = None) -> dict:
+        model, passes = Embedder.load(embedder, device="cpu"), []
+        forward = model.forward
+
+        def watched(items):
+            passes.append(len(items))
+            if len(passes) == stop and world.rank == world.size - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return forward(items)
+
+        model.forward = watched
+        try:
+            train(model, examples(), SUM, steps=6, settings=settings, out=Path(out) / name)
+        except KeyboardInterrupt:
+            steps_of["before"] = len(passes)
+        else:
+            steps_of[name] = len(passes)
+        return weights_of(model)
+
+    whole = trained("whole")
+    trained("parts", stop=3)
+    return {"whole": whole, "parts": trained("parts"), "steps": steps_of}
+
+
+def foreign(scores, targets):
+    """A loss of somebody else's."""
+    return scores.mean()
+
+
+class Spoiled:
+    """A loss that the second process cannot compute."""
+
+    def per_query(self, scores, targets):
+        return scores.sum(dim=1) * (torch.nan if World.current().rank == 1 else 1.0)
+
+    def __call__(self, scores, targets):
+        return self.per_query(scores, targets).mean()
+
+
+def refusals(embedder: str) -> dict[str, str]:
+    """What a process says of losses and vectors that are no good."""
+    world, model, made = World.current(), Embedder.load(embedder, device="cpu"), {}
+
+    def said(name: str, loss) -> None:
+        try:
+            embedder_step(model, loss, shared(examples(), 4), Memory(), world)
+        except (Diverged, ValueError) as error:
+            made[name] = f"{type(error).__name__}: {error}"
+
+    said("foreign", foreign)
+    said("one process", Spoiled())
+    with torch.no_grad():
+        model.body.transformer.encoder.layer[1].output.dense.bias[0] = torch.inf
+    said("vectors", InfoNCE())
+    return made
+
+
+def sums(bucket: int) -> dict:
+    """What becomes of gradients and numbers; `bucket` numbers travel together."""
+    world, before = World.current(), distributed.BUCKET
+    rank = float(world.rank)
+    both, one, none = (torch.nn.Parameter(torch.zeros(size)) for size in ((2, 2), (3,), (2,)))
+    both.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * (1 + rank)
+    if world.first:
+        one.grad = torch.tensor([5.0, 6.0, 7.0])
+    distributed.BUCKET = bucket
+    world.sum_gradients([both, one, none])
+    distributed.BUCKET = before
+    given = torch.tensor([rank, -rank])
+    same = [torch.nn.Parameter(torch.tensor([rank + 3.0])), torch.nn.Parameter(torch.tensor([[rank]]))]
+    world.same(same)
+    world.wait()
+    return {
+        "gradients": [both.grad, one.grad, none.grad],
+        "sum": world.sum(given),
+        "largest": world.largest(given),
+        "given": given,
+        "same": [parameter.detach() for parameter in same],
+        "world": (world.rank, world.size, world.first),
+    }
+
+
+def starting(embedder: str) -> str:
+    """What a process says of a reranker that starts from an embedder, while the processes are connected."""
+    World.current()
+    try:
+        Reranker.start_from(Embedder.load(embedder, device="cpu"), layers=1)
+    except Exception as error:
+        return repr(error)
+    return "fine"
