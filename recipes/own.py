@@ -46,7 +46,7 @@ BATCH = 64  # more is better for the embedder, as long as most of the pairs in a
 QUERIES = 1500
 DEPTH = 10
 
-PRECISION = "bf16"  # "fp32" on processors that compute bfloat16 slowly
+PRECISION = "auto"  # bfloat16 where this machine is faster at it, else float32
 
 BUILT_IN = not MODEL
 START = MODEL or "base/model"

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,10 +11,10 @@ from torch import nn
 
 from hardwon.errors import ModelError
 from hardwon.items import Item
+from hardwon.models.precision import Precision, computed_in
 from hardwon.models.render import payload, words
 from hardwon.models.vision import VisionCache, can_cache, weights_digest
 
-Precision = Literal["fp32", "bf16"]
 LONGEST = 100_000  # a maximum length above this is none at all
 
 
@@ -42,7 +42,8 @@ class Body:
     Args:
         model: the model; its first module is a sentence-transformers `Transformer`.
         vision_cache: folder for features of the vision tower, where the architecture allows that; None: no cache.
-        precision: "bf16" computes in bfloat16 where that is safe when scoring; training has its own setting.
+        precision: of scoring (training has its own setting): "bf16" computes in bfloat16 where that is safe, "auto" does so
+            where the machine is faster at it.
 
     Attributes:
         vision: features of the tower by picture; None where they are computed every time.
@@ -50,7 +51,7 @@ class Body:
 
     def __init__(self, model: Any, vision_cache: Path | None = None, precision: Precision = "fp32"):
         self.model = model
-        self.precision = precision
+        self.precision = computed_in(precision, model.device.type)
         self.vision = self._cache(vision_cache) if vision_cache is not None else None
         self._choose_attention()
         self.special = tuple(sorted(getattr(self.tokenizer, "all_special_tokens", ()) or ()))

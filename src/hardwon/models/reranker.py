@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hardwon.artifacts import fingerprint
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.body import Body, Precision, plan
+from hardwon.models.body import Body, plan
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
+from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
 
 
@@ -35,7 +36,8 @@ class Reranker:
     ) -> "Reranker":
         """Load a model folder or a name on the hub, as `CrossEncoder` takes it.
 
-        Arguments and errors as `Embedder.load`; `precision` "bf16" scores in bfloat16 where that is safe.
+        Arguments and errors as `Embedder.load`; `precision` "bf16" scores in bfloat16 where that is safe,
+        "auto" where the machine is also faster at it.
         """
         from sentence_transformers import CrossEncoder
 

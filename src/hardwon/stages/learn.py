@@ -15,6 +15,7 @@ from hardwon.items import Example, Item
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
 from hardwon.models import CachedEncoder, Embedder, Reranker, Scorer
+from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
 from hardwon.progress import console
 from hardwon.search import Blend
@@ -170,7 +171,7 @@ class Mine:
     judge: str = ""
     calibrate: str = ""
     settings: Mining = field(default_factory=Mining)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     root: str = ""
     on_error: OnError = "raise"
     kind: ClassVar[str] = "negatives"

@@ -4,13 +4,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from hardwon.artifacts import Draft, write_json
 from hardwon.data import images
 from hardwon.evaluation import evaluate, learn_weight, read_benchmark
 from hardwon.items import Item, item_from_json
 from hardwon.models import Reranker
+from hardwon.models.precision import Precision
 from hardwon.search import Fused, Index
 from hardwon.stages.base import Workspace
 from hardwon.stages.learn import features, load_encoder
@@ -38,7 +39,7 @@ class Evaluate:
     rerank: str = ""
     depth: int = 10
     validation: str = ""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     kind: ClassVar[str] = "evaluation"
     verb: ClassVar[str] = "evaluate"
 
@@ -67,7 +68,7 @@ class Evaluate:
         return f"mean P@1 {shown} over {len(report.results)} data sets{told}"
 
 
-def load_reranker(workspace: Workspace, name: str, precision: Literal["fp32", "bf16"]) -> Reranker:
+def load_reranker(workspace: Workspace, name: str, precision: Precision) -> Reranker:
     """A reranker whose frozen vision features are cached in the workspace."""
     return Reranker.load(workspace.path(name), vision_cache=features(workspace), precision=precision)
 
