@@ -3,7 +3,7 @@
 `hardwon demo` runs `recipe`, `hardwon demo --quick` runs `quick`; `hardwon run recipes/demo.py` does the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hardwon.losses import InfoNCE, JudgeAlignment, Listwise, Pairwise
 from hardwon.mining import Cyclic, Mining
@@ -34,31 +34,31 @@ class Scale:
 
 def recipe() -> tuple[Stage, ...]:
     return loop(
-        Scale(collages=1200, queries=200, align=400, round1=110, reranker=200, round2=170, unjudged=3200, judged=2400, depth=6)
+        Scale(collages=1200, queries=200, align=400, round1=80, reranker=80, round2=130, unjudged=3200, judged=2400, depth=6)
     )
 
 
 def quick() -> tuple[Stage, ...]:
     return loop(
         Scale(
-            collages=150,
+            collages=100,
             queries=60,
-            align=150,
+            align=120,
             round1=30,
-            reranker=20,
-            round2=12,
-            unjudged=320,
-            judged=150,
-            depth=5,
+            reranker=12,
+            round2=20,
+            unjudged=200,
+            judged=100,
+            depth=3,
             min_auc=0.55,
-            concepts=400,
+            concepts=300,
         )
     )
 
 
 def loop(scale: Scale) -> tuple[Stage, ...]:
     hard = InfoNCE(temperature=0.03, hardness=9.0)
-    base = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4, precision="bf16")
+    base = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4)
     return (
         SampleData("data", collages=scale.collages, queries=scale.queries, concepts=scale.concepts),
         Backbone("base"),
@@ -89,9 +89,7 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             root="data",
             loss=Pairwise() + Listwise(),
             steps=scale.reranker,
-            settings=Settings(
-                batch_size=16, negatives=2, random_negatives=3, freeze=FROZEN, learning_rate=3e-4, precision="bf16"
-            ),
+            settings=Settings(batch_size=16, negatives=2, random_negatives=3, freeze=FROZEN, learning_rate=3e-4),
         ),
         Mine(
             "negatives",
@@ -99,7 +97,6 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             data="data/train.jsonl",
             judge="reranker/model",
             calibrate="data/val.jsonl",
-            precision="bf16",
             settings=Mining(
                 depth=scale.depth,
                 keep=4,
@@ -118,7 +115,7 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             root="data",
             loss=0.3 * JudgeAlignment(temperature=0.03, judge_temperature=0.1) + hard,
             steps=scale.round2,
-            settings=Settings(batch_size=64, negatives=2, freeze=FROZEN, learning_rate=3e-4, precision="bf16", seed=1),
+            settings=replace(base, negatives=2, seed=1),
         ),
         *evaluations(scale),
         BuildIndex("index", model="round2/model", items="data/pictures/noto"),
@@ -137,9 +134,8 @@ def evaluations(scale: Scale) -> tuple[Stage, ...]:
             benchmark="data/mmeb-small",
             label="round 2 + reranker",
             rerank="reranker/model",
-            depth=5,
+            depth=min(scale.depth, 5),
             validation="data/mmeb-val",
-            precision="bf16",
         ),
     )
 

@@ -28,7 +28,8 @@ Recipe = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Workspace: the folder that all stages write below.")]
 Set = Annotated[
-    list[str], typer.Option("--set", help="Change a field: STAGE.FIELD=VALUE. May be repeated.", default_factory=list)
+    list[str],
+    typer.Option("--set", help="Change a field: STAGE.FIELD=VALUE. May be repeated.", default_factory=list, show_default=False),
 ]
 Only = Annotated[str, typer.Option("--stage", "-s", help="Name of the stage; all stages of this verb if left out.")]
 
@@ -50,7 +51,7 @@ def _workspace(out: Path) -> Any:
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A reduced setting of about three minutes, for checks.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced setting of about two minutes, for checks.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Workspace; runs/demo if left out.")] = None,
 ) -> None:
     """Run the whole loop on emoji: train, mine, train again, rerank, evaluate, index, search, report.

@@ -31,7 +31,8 @@ def build(
         folder: where to; the rows name pictures relative to it.
         collages: collages per trained style for the training pairs (the others take a fraction of it).
         queries: queries per test data set at most.
-        concepts: concepts (without their skin tones) that training pairs are made of, about; all if None.
+        concepts: concepts (without their skin tones) that training pairs are made of, about, and in proportion those that
+            are asked about; all if None.
         seed: of the wording and order of pairs; splits never depend on it.
         cache: where assets are kept.
         say: told what is happening, one line at a time.
@@ -41,20 +42,23 @@ def build(
     """
     assets = fetch(("emoji-png", "emoji-svg", "emoji-names", "emoji-keywords"), cache, say)
     world = World(read_concepts(assets), folder / "pictures")
+    counts: dict[str, Any] = {"concepts": len(world.concepts)}
     say(f"drawing {len(world.concepts)} concepts in 3 styles")
     draw(assets, world.concepts, read_codes(assets), world.pictures)
 
     def test_collages(split: str, style: str) -> list[Collage]:
         return make_collages(world, world.of(split), [style], max(queries * 3 // 5, 20), split)
 
-    seen = world.with_some("train", concepts)
-    trained = make_collages(seen, seen.of("train"), TRAINED_STYLES, collages, "train")
-    counts: dict[str, Any] = {"concepts": len(world.concepts)}
-    train = training_pairs(seen, trained, ["train"], seed)
-    validation = make_collages(world, world.of("val"), TRAINED_STYLES, 60, "val-pairs")
+    if concepts is not None:
+        for split, share in (("train", 1.0), ("val", 0.25), ("test", 0.5), ("far", 0.25)):
+            world = world.with_some(split, int(share * concepts))
+    trained = make_collages(world, world.of("train"), TRAINED_STYLES, collages, "train")
+    counts["kept"] = len(world.concepts)
+    train = training_pairs(world, trained, ["train"], seed)
+    validation = make_collages(world, world.of("val"), TRAINED_STYLES, min(60, collages), "val-pairs")
     counts["train"] = write_examples(folder / "train.jsonl", train)
     counts["val"] = write_examples(folder / "val.jsonl", training_pairs(world, validation, ["val"], seed))
-    for name, split, limit in (("mmeb-small", "test", queries), ("mmeb-val", "val", 60)):
+    for name, split, limit in (("mmeb-small", "test", queries), ("mmeb-val", "val", min(60, queries))):
         tasks = small_mmeb(world, test_collages, split, limit)
         counts[name] = {task.name: _write(folder, name, task) for task in tasks}
         listed = [

@@ -49,10 +49,8 @@ class World:
         """Concepts of the given splits, with or without a skin tone, in a fixed order."""
         return [c for c in self.concepts.values() if c.split in splits and bool(c.tone) == toned]
 
-    def with_some(self, split: str, limit: int | None) -> "World":
+    def with_some(self, split: str, limit: int) -> "World":
         """The world with about `limit` concepts of a split (whole families, drawn at random) and all of the others."""
-        if limit is None:
-            return self
         families: dict[str, list[Concept]] = {}
         for concept in self.of(split):
             families.setdefault(concept.family, []).append(concept)
