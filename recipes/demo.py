@@ -34,7 +34,7 @@ class Scale:
 
 def recipe() -> tuple[Stage, ...]:
     return loop(
-        Scale(collages=1200, queries=200, align=400, round1=80, reranker=80, round2=130, unjudged=3200, judged=2400, depth=6)
+        Scale(collages=700, queries=180, align=250, round1=60, reranker=60, round2=100, unjudged=2000, judged=1000, depth=5)
     )
 
 
@@ -134,7 +134,7 @@ def evaluations(scale: Scale) -> tuple[Stage, ...]:
             benchmark="data/mmeb-small",
             label="round 2 + reranker",
             rerank="reranker/model",
-            depth=min(scale.depth, 5),
+            depth=min(scale.depth, 4),
             validation="data/mmeb-val",
         ),
     )

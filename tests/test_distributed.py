@@ -98,7 +98,7 @@ class TestRefusals:
     def test_everyone_stops_for_the_same_reason(self, two):
         for _, says, *_ in two:
             assert says["foreign"].startswith("ValueError: on several processes a loss must be one of hardwon.losses")
-            assert says["one process"].startswith("Diverged: the loss is nan at step 4")
+            assert says["one process"].startswith("Diverged: scores or grades overflow at step 4")
             assert says["vectors"].startswith("Diverged: 20 vectors are not finite at step 4")
 
 

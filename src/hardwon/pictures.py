@@ -111,6 +111,17 @@ def check_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS, max_bytes: 
         open_picture(picture, max_pixels=max_pixels, max_bytes=max_bytes)
 
 
+def picture_size(picture: Picture, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> tuple[int, int]:
+    """Width and height as `open_picture` would give them, from the header alone.
+
+    Raises:
+        BadMedia: as `open_picture` does, but for damage that only decoding finds.
+    """
+    with _opened(picture, max_pixels, max_bytes) as (image, _):
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)  # 5 to 8 lie on their side
+
+
 def _name(picture: Picture) -> str:
     return "bytes" if isinstance(picture, bytes) else str(picture)
 

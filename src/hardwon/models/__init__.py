@@ -1,5 +1,6 @@
 """Models: an embedder, a reranker, and the small backbone that comes with the project."""
 
+import hardwon.models.torchvision_guard  # noqa: F401  (first: before anything imports transformers)
 from hardwon.models.cached import CachedEncoder
 from hardwon.models.embedder import Embedder
 from hardwon.models.reranker import Reranker

@@ -2,20 +2,20 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from hardwon.errors import ModelError
 from hardwon.items import Item
+from hardwon.models.length import PictureTokens, shortened
+from hardwon.models.loading import control_tokens, open_model
 from hardwon.models.precision import Precision, computed_in
 from hardwon.models.render import payload, words
 from hardwon.models.vision import VisionCache, can_cache, weights_digest
-
-LONGEST = 100_000  # a maximum length above this is none at all
 
 
 def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
@@ -54,22 +54,14 @@ class Body:
         self.precision = computed_in(precision, model.device.type)
         self.vision = self._cache(vision_cache) if vision_cache is not None else None
         self._choose_attention()
-        self.special = tuple(sorted(getattr(self.tokenizer, "all_special_tokens", ()) or ()))
+        self.special = control_tokens(self.tokenizer, getattr(model[0], "processor", None))
+        self.picture_tokens = PictureTokens(getattr(model[0], "processor", None), getattr(self.transformer, "config", None))
         self._digest: tuple[Any, str] | None = None
 
     @classmethod
     def load(cls, kind: Any, path: str | Path, device: str | None, vision_cache: Path | None, precision: Precision) -> "Body":
-        """Load with `SentenceTransformer` or `CrossEncoder`. Raises ModelError when that fails or no length limit is set."""
-        folder = Path(path)
-        if folder.is_dir() and not (folder / "config.json").exists() and not (folder / "modules.json").exists():
-            raise ModelError(f"{folder} holds no model: it has neither modules.json nor config.json")
-        try:
-            model = kind(str(path), device=device, trust_remote_code=False, local_files_only=folder.is_dir())
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be loaded as a {kind.__name__}: {error}") from error
-        length = model.max_seq_length
-        if not length or length > LONGEST:
-            raise ModelError(f"{path} has no finite maximum length: set `model_max_length` in its tokenizer_config.json")
+        """Load with `SentenceTransformer` or `CrossEncoder`; errors as `open_model`."""
+        model = open_model(kind, path, device)
         return cls(model, vision_cache, precision)
 
     def _choose_attention(self) -> None:
@@ -92,6 +84,11 @@ class Body:
         """What can be read: "text", "image" ..."""
         return tuple(m for m in self.model.modalities if isinstance(m, str) and m != "message")
 
+    @property
+    def fused(self) -> bool:
+        """Whether text and pictures, or several pictures, can be read together; dual encoders (CLIP, SigLIP) cannot."""
+        return "message" in self.model.modalities or len(self.modalities) < 2
+
     def identity(self) -> list[str]:
         """Weights and everything around them; the weights are hashed again only after they changed."""
         state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
@@ -100,16 +97,42 @@ class Body:
         processor = getattr(self.model[0], "processor", None)
         around = [repr(self.model), str(self.model.max_seq_length), str(getattr(processor, "chat_template", ""))]
         pictures = getattr(processor, "image_processor", None)
-        return [self._digest[1], *around, str(pictures.to_dict() if pictures is not None else "")]
+        # The class too: the same settings in PIL and in torchvision give slightly different pixels.
+        kind = type(pictures).__name__
+        return [self._digest[1], *around, kind, str(pictures.to_dict() if pictures is not None else "")]
 
     def cost(self, item: Item) -> int:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
         text = len(item.instruction) + len(item.text)
-        return 2 + min(text // 4 + 1, self.model.max_seq_length) + len(item.images) * self._picture_tokens
+        seen = sum(self.picture_tokens(picture) for picture in item.images)
+        return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
-    @property
-    def _picture_tokens(self) -> int:
-        return int(getattr(getattr(self.transformer, "config", None), "image_seq_length", None) or 256)
+    @cached_property
+    def _frame(self) -> int:
+        """Tokens around an item: those of the chat template, or a beginning and an end."""
+        if self.vision is not None or "message" not in self.model.modalities:
+            return 2
+        return len(self.model.preprocess([{"text": "a"}])["input_ids"][0])
+
+    def _cut(self, item: Item, text: str) -> str:
+        """Text that leaves room for the pictures and the template: where those are cut, another kind of token is pooled.
+
+        Raises:
+            ModelError: the pictures alone are more than the model takes.
+        """
+        if not item.images or not self.fused:
+            return text  # sentence-transformers cuts plain text and keeps the template's end
+        known = [self.picture_tokens.known(picture) for picture in item.images]
+        if None in known:
+            return text
+        seen = sum(tokens or 0 for tokens in known)
+        room = self.model.max_seq_length - seen - self._frame - 2 * len(item.images)  # a mark before and after each
+        if room < 0:
+            raise ModelError(
+                f"item {item.key[:12]} comes to {seen} tokens of pictures, but the model takes {self.model.max_seq_length} "
+                "in all: make the pictures smaller, or give it fewer of them"
+            )
+        return shortened(text, self.tokenizer, room)
 
     def freeze(self, parts: Iterable[str]) -> None:
         """See `Embedder.freeze`."""
@@ -147,7 +170,7 @@ class Body:
         """Model inputs for rows of one item (embedder) or two (reranker: query, candidate)."""
         if self.vision is not None:
             return self._cached_features(rows)
-        made = [[payload(item, self.special, self.modalities) for item in row] for row in rows]
+        made = [[payload(item, self.special, self.modalities, self.fused, self._cut) for item in row] for row in rows]
         if len(rows[0]) == 1:
             features = self.model.preprocess([row[0] for row in made])
         elif "message" in self.model.modalities:
@@ -186,7 +209,7 @@ class Body:
                 talk.append({"role": role, "content": content})
             talks.append(talk)
         made = processor.apply_chat_template(talks, tokenize=False)
-        return [text.replace(processor.image_token, processor.image_token * self._picture_tokens) for text in made]
+        return [text.replace(processor.image_token, processor.image_token * self.picture_tokens.fixed) for text in made]
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -216,7 +239,7 @@ def _belongs(name: str, part: str) -> bool:
     if part == "vision":
         return any(f"{tower}." in name for tower in ("vision_tower", "visual", "vision_model"))
     if part == "words":
-        return "word_embeddings" in name or "embed_tokens" in name
+        return any(f"{table}." in name for table in ("word_embeddings", "embed_tokens", "token_embedding"))
     return name.startswith(part) or inner.startswith(part)
 
 

@@ -68,7 +68,12 @@ class Embedder:
         return self.body.cost(item)
 
     def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
-        """Unit vectors with a graph, as one batch."""
+        """Unit vectors with a graph, as one batch (a dual encoder reads texts and pictures in turn)."""
+        seeing = [bool(item.images) for item in items]
+        if not self.body.fused and any(seeing) and not all(seeing):
+            sides = [[n for n, sees in enumerate(seeing) if sees == side] for side in (False, True)]
+            made = torch.cat([self.forward([items[n] for n in side]) for side in sides])
+            return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
         features = self.body.features([[item] for item in items])
         return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 

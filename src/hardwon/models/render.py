@@ -4,7 +4,7 @@
 "text" is never interpreted. Strings that a tokenizer treats as special ("<image>", "[SEP]") are made inert.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hardwon.errors import ModelError
@@ -25,15 +25,35 @@ def inert(text: str, special: Iterable[str]) -> str:
 
 def words(item: Item, special: Iterable[str]) -> str:
     """Instruction and text of an item as one string; either may be empty."""
-    return inert(" ".join(part for part in (item.instruction, item.text) if part), special)
+    text = inert(" ".join(part for part in (item.instruction, item.text) if part), special)
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no character to any tokenizer
 
 
-def payload(item: Item, special: Iterable[str], modalities: Sequence[str]) -> dict[str, Any]:
+def payload(
+    item: Item,
+    special: Iterable[str],
+    modalities: Sequence[str],
+    fused: bool = True,
+    cut: Callable[[Item, str], str] = lambda item, text: text,
+) -> dict[str, Any]:
     """An item in the form that `encode` takes: {"text": ...}, {"image": ...} or both; several pictures as a list.
 
+    Args:
+        item: what is shown to the model.
+        special: see `inert`.
+        modalities: what the model reads.
+        fused: whether it reads text and pictures, or several pictures, together.
+        cut: shortens a text that leaves no room.
+
     Raises:
-        ModelError: a picture for a model that reads text only.
+        ModelError: a picture for a model that reads text only, or together what a dual encoder reads one by one.
     """
+    if not fused and item.images and (len(item.images) > 1 or item.text or item.instruction):
+        what = "several pictures" if len(item.images) > 1 else "a picture with a text or an instruction"
+        raise ModelError(
+            f"item {item.key[:12]} holds {what}, but this model has one encoder for text and one for pictures and cannot "
+            "read them together: give each its own item, or take a model that fuses them"
+        )
     if item.images and "image" not in modalities:
         raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a picture")
     made: dict[str, Any] = {}
@@ -42,5 +62,5 @@ def payload(item: Item, special: Iterable[str], modalities: Sequence[str]) -> di
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
     text = words(item, special)
     if text:
-        made["text"] = text
+        made["text"] = cut(item, text)
     return made

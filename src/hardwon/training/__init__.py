@@ -1,5 +1,6 @@
 """Training of embedders and rerankers."""
 
+import hardwon.models.torchvision_guard  # noqa: F401  (first: before anything imports transformers)
 from hardwon.training.adapter import SentenceTransformersLoss
 from hardwon.training.align import align
 from hardwon.training.loop import Settings, Step
