@@ -100,7 +100,7 @@ class Objective:
         """What the learned temperature is now, None if it is not learned."""
         if self.log_temperature is None or self.bounds is None:
             return None
-        return min(max(math.exp(float(self.log_temperature)), self.bounds.low), self.bounds.high)
+        return min(max(math.exp(float(self.log_temperature.detach())), self.bounds.low), self.bounds.high)
 
     def current(self) -> Loss:
         """The loss at its present temperature."""
@@ -135,8 +135,6 @@ class Objective:
             value, slope = self._level(vectors, width, (asked, offered), targets, world)
             total = total + value / len(levels)
             gradient += slope / len(levels)
-        if self.log_temperature is not None and self.log_temperature.grad is not None:
-            self.log_temperature.grad /= len(levels)
         return Slope(total, world.sum(gradient))
 
     def report(
@@ -172,7 +170,7 @@ class Objective:
         if self.log_temperature is not None:
             # Scores enter a loss only as score / temperature, so with respect to log(temperature) the gradient is
             # minus the sum of score x its gradient, which is that of query . its gradient.
-            slope = -(queries * made.queries).sum()
+            slope = -(queries * made.queries).sum() / (len(self.widths) + 1)
             grad = self.log_temperature.grad
             self.log_temperature.grad = slope if grad is None else grad + slope
         into = torch.zeros_like(short).index_add_(0, here, made.queries).index_add_(0, there, made.candidates)
