@@ -34,7 +34,7 @@ class Scale:
 
 def recipe() -> tuple[Stage, ...]:
     return loop(
-        Scale(collages=700, queries=180, align=250, round1=60, reranker=60, round2=100, unjudged=2000, judged=1000, depth=5)
+        Scale(collages=500, queries=170, align=220, round1=55, reranker=55, round2=90, unjudged=1600, judged=800, depth=4)
     )
 
 
@@ -134,7 +134,7 @@ def evaluations(scale: Scale) -> tuple[Stage, ...]:
             benchmark="data/mmeb-small",
             label="round 2 + reranker",
             rerank="reranker/model",
-            depth=min(scale.depth, 4),
+            depth=3,
             validation="data/mmeb-val",
         ),
     )
