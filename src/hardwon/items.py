@@ -197,13 +197,19 @@ def item_from_json(value: Any, root: Path) -> Item:
     return Item(value.get("text") or "", tuple(resolve(root, p) for p in paths), value.get("instruction") or "")
 
 
+@functools.lru_cache(maxsize=16)
+def _resolved(root: Path) -> Path:
+    """A root is the same for every row of a file; finding out where it leads costs as much as the row."""
+    return root.resolve()
+
+
 def resolve(root: Path, path: str) -> Path:
     """`path` under `root`. Raises DataError when it is a URL or leads out of the root."""
     if "://" in path or path.startswith("data:"):
         raise DataError(f"{path[:80]!r} is a URL; pictures are read from files under {root}")
     if "\x00" in path:
         raise DataError("a path cannot hold a NUL character")
-    base = root.resolve()
+    base = _resolved(root)
     try:
         full = (base / path).resolve()
     except (RuntimeError, UnicodeError, OSError) as error:  # a circle of links, characters no file system takes
