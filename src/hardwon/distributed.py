@@ -68,11 +68,17 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of all processes, in place; a parameter that a process did not use counts as zero there."""
+        """Add up the gradients of all processes, in place; a parameter that one process did not use counts as zero there."""
         if self.size == 1:
             return
         batch: list[Tensor] = []
-        for parameter in parameters:
+        everything = list(parameters)
+        # What nobody used keeps no gradient, so that the optimizer leaves it alone: not even its weight decays.
+        device = everything[0].device if everything else "cpu"
+        used = self.sum(torch.tensor([float(parameter.grad is not None) for parameter in everything], device=device))
+        for parameter, count in zip(everything, used.tolist(), strict=True):
+            if not count:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             batch.append(parameter.grad)

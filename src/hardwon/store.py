@@ -33,13 +33,17 @@ class Store:
         self.rows: dict[str, Tensor] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for listed in sorted(folder.glob("*.json")):
-                # What cannot be read is computed again.
-                with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
-                    keys = json.loads(listed.read_text(encoding="utf-8"))
-                    # Mapped, not read: rows come from disk when they are looked at.
-                    rows = load_file(listed.with_suffix(".safetensors"))["rows"]
-                    self.rows |= dict(zip(keys, rows, strict=True))
+            self.look()
+
+    def look(self) -> None:
+        """Find what is on disk, also what another process has written since."""
+        for listed in sorted(self.folder.glob("*.json")) if self.folder is not None else ():
+            # What cannot be read is computed again.
+            with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
+                keys = json.loads(listed.read_text(encoding="utf-8"))
+                # Mapped, not read: rows come from disk when they are looked at.
+                rows = load_file(listed.with_suffix(".safetensors"))["rows"]
+                self.rows |= dict(zip(keys, rows, strict=True))
 
     def add(self, keys: Sequence[str], rows: Float[Tensor, "n ..."]) -> None:
         """Keep rows under their keys."""

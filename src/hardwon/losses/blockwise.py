@@ -93,7 +93,8 @@ def value_and_gradient(
         ValueError: targets of another shape, or a function that is not of this package, on several processes.
     """
     work = _Work(loss, exact(queries.detach()), exact(candidates.detach()), targets, rules, ranks or Alone(), rows)
-    return work.run()
+    with torch.autocast(queries.device.type, enabled=False):
+        return work.run()
 
 
 def blockwise(

@@ -1,6 +1,7 @@
 """`Reranker`: (query, candidate) pairs in, log-odds of "belongs" out, around any `CrossEncoder`."""
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hardwon.artifacts import fingerprint
+from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body, plan
@@ -62,9 +64,12 @@ class Reranker:
         from sentence_transformers.base.modules import Dense, Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
 
-        with tempfile.TemporaryDirectory() as folder:
-            embedder.body.model.save(folder, create_model_card=False)
-            transformer = Transformer(folder)
+        if World.current().size > 1:  # transformers writes in the first process only
+            transformer: Any = copy.deepcopy(embedder.body.model[0]).requires_grad_(True)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                embedder.body.model.save(folder, create_model_card=False)
+                transformer = Transformer(folder)
         if layers is not None:
             _cut(transformer.model, layers)
         width = int(embedder.dim)

@@ -106,6 +106,8 @@ def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
     """Features of frozen towers: the first process makes them, the others find them in the cache."""
     for turn in (True, False):
         if world.first == turn:
+            if not world.first and model.body.vision is not None:
+                model.body.vision.store.look()
             items = (item for e in examples for item in (e.query, *(c.item for c in e.candidates)))
             model.body.prepare(items, progress=world.first)
         world.wait()
@@ -155,6 +157,8 @@ def _run(
     )
 
     def gradient(batch: Any) -> torch.Tensor:
+        # Dropout of a step depends on the step and the process, not on what was drawn before: a resumed run draws the same.
+        torch.manual_seed(generator(settings.seed, "dropout", world.rank, batch.number).getrandbits(62))
         due = settings.report_every and batch.number % settings.report_every == 0
 
         def watch(report: GradientReport) -> None:
