@@ -347,15 +347,14 @@ def test_a_block_may_be_worked_on_in_pieces(loss, vectors, monkeypatch):
         assert off(made, naive(loss, queries, candidates, targets)) < 1e-12
 
 
-def test_blocks_are_chosen_by_size(vectors, monkeypatch):
-    monkeypatch.setattr(MODULE, "FEWEST", 2)
+def test_no_block_is_much_smaller_than_the_others(vectors, monkeypatch):
     monkeypatch.setattr(MODULE, "MOST", 4)
-    for c, expected in ((10, 2), (22, 3), (70, 4)):
-        queries, candidates, targets = vectors(9, c, seed=15)
+    for q, expected in ((3, [3]), (4, [4]), (5, [3, 2]), (9, [3, 3, 3]), (10, [4, 4, 2]), (13, [4, 4, 4, 1])):
+        queries, candidates, targets = vectors(q, 20, seed=15)
         with monkeypatch.context() as patch:
             asked = watch(patch, targets)
             value_and_gradient(InfoNCE(0.1), queries, candidates, targets)
-        assert max(map(len, asked)) == expected
+        assert [len(rows) for rows in asked] == expected
 
 
 @pytest.mark.parametrize("loss", [InfoNCE(0.1), InfoNCE(0.1, symmetric=True), JudgeAlignment(0.1)], ids=repr)

@@ -78,40 +78,43 @@ class AmplifiedInfoNCE(Composable):
     def closed(
         self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0
     ) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
-        """Loss of each query and `factor` times the amplified gradient on the scores."""
+        """Loss of each query and `factor` times the amplified gradient on the scores. Overwrites `scores`."""
         slope = 1 / self.temperature
         golds = Golds.of(targets, scores.dtype)
+        gold_scores = scores[golds.rows, golds.columns]
         plain = negatives_of(scores.clone(), targets, slope, golds)
-        margin = plain.log_mass[golds.rows, 0] - slope * scores[golds.rows, golds.columns]
-        shares = plain.shares(torch.ones_like(plain.mass))
+        margin = plain.log_mass[golds.rows, 0] - slope * gold_scores
+        pull, sharp = torch.sigmoid(margin), plain
         if self.kind in ("redistribute", "colder"):
             sharp = negatives_of(scores.clone(), targets, slope + self.alpha, golds)
-            if self.kind == "colder":
-                plain = sharp
-            shares = sharp.shares(torch.ones_like(sharp.mass))
-        gradient = torch.zeros_like(scores)
-        for each in golds.each():
-            rows, columns = each.rows, each.columns
-            everywhere = len(rows) == len(scores)  # rows ascend, so these are all of them in order
-            near, share = (scores, shares) if everywhere else (scores[rows], shares[rows])
-            gold = scores[rows, columns][:, None]
-            sharper = slope + self.alpha if self.kind == "colder" else slope
-            weights = share * torch.sigmoid(plain.log_mass[rows] - sharper * gold)
-            self._amplify(weights, near, gold)
+        if self.kind == "colder":
+            pull = torch.sigmoid(sharp.log_mass[golds.rows, 0] - (slope + self.alpha) * gold_scores)
+        shares = sharp.shares(torch.ones_like(sharp.mass))
+        gradient = None
+        for each, picked in golds.each():
+            rows, columns, pulled = each.rows, each.columns, pull[picked][:, None]
+            alone = len(rows) == len(golds.rows) == len(scores)  # one gold each, in order: nobody else needs these numbers
+            mine = (shares, scores) if alone else (shares[rows], scores[rows])
+            weights = self._amplified(*mine, gold_scores[picked][:, None], pulled)
             total = weights.sum(dim=1, keepdim=True)
             if self.cap:
-                weights, total = weights / total.clamp_min(1), total.clamp_max(1)
+                weights, total = weights.div_(total.clamp_min(1)), total.clamp_max(1)
             weights *= slope * factor * each.weight[:, None]
-            if everywhere:
-                gradient += weights
+            if alone:
+                gradient = weights
             else:
+                gradient = torch.zeros_like(scores) if gradient is None else gradient
                 gradient[rows] += weights
             gradient[rows, columns] -= slope * factor * each.weight * total[:, 0]
-        return golds.per_query(F.softplus(margin)), gradient
+        return golds.per_query(F.softplus(margin)), torch.zeros_like(scores) if gradient is None else gradient
 
-    def _amplify(self, weights: Float[Tensor, "q c"], scores: Float[Tensor, "q c"], gold: Float[Tensor, "q 1"]) -> None:
-        """Multiply each negative's weight by what its hardness adds, in place."""
+    def _amplified(
+        self, shares: Float[Tensor, "q c"], scores: Float[Tensor, "q c"], gold: Float[Tensor, "q 1"], pull: Float[Tensor, "q 1"]
+    ) -> Float[Tensor, "q c"]:
+        """Each negative's weight: its share of the pull, times what its hardness adds. Overwrites both matrices."""
+        weights = shares.mul_(pull)
         if self.kind == "amplify":
-            weights += self.alpha * weights * torch.sigmoid((scores - gold) / self.width)
+            weights.addcmul_(weights, scores.sub_(gold).div_(self.width).sigmoid_(), value=self.alpha)
         elif self.kind == "hinge":
-            weights += self.alpha * weights * (1 - (gold - scores) / self.width).clamp(0, 1)
+            weights.addcmul_(weights, scores.sub_(gold).div_(self.width).add_(1).clamp_(0, 1), value=self.alpha)
+        return weights

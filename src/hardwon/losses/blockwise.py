@@ -8,6 +8,7 @@ The same function serves several processes: each holds some of the queries and a
 depend on all queries are summed over the processes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -24,9 +25,11 @@ from hardwon.losses.rules import FalseNegatives
 from hardwon.losses.soft import JudgeAlignment
 from hardwon.losses.targets import KnownPairs, Loss, NothingToCompare, Targets, UnusableRows, check, exact, parts_of
 
-# Rows of a block: thin matrix products spend their time on moving the large operand, so as many as memory allows.
-FEWEST, MOST = 384, 1024
-PIECE = 1 << 17  # scores that are worked on at once on a CPU
+# Rows of a block at most. Thin matrix products spend their time on moving the large operand; with more rows than these, block
+# and gradients together would be more than 0.7 of the whole matrix at 4,096 pairs of width 1,024.
+MOST = 768
+# Scores that are worked on at once on a CPU: fewer, and starting each operation costs more than the cache gains (measured).
+PIECE = 1 << 19
 
 
 @runtime_checkable
@@ -157,8 +160,7 @@ class _Work:
         total = self.ranks.sum(self.queries.new_full((), len(self.queries)))
         if not self.by_rows and float(total) != len(self.queries):
             raise ValueError(f"on several processes a loss must be one of hardwon.losses or a sum of them, got {self.loss!r}")
-        wanted = min(max(len(self.candidates) // 7, FEWEST), MOST)
-        self.step = self.rows or wanted if self.by_rows else len(self.queries)
+        self.step = self.rows or _even(len(self.queries)) if self.by_rows else len(self.queries)
         # Smallest and largest instead of every number's verdict: that would be a copy of the vectors.
         ends = [end for side in (self.queries, self.candidates) if side.numel() for end in torch.aminmax(side)]
         self.finite = bool(torch.isfinite(torch.stack(ends)).all()) if ends else True
@@ -200,7 +202,7 @@ class _Work:
 
     def _similar(self, targets: Targets) -> Tensor:
         best = self.queries.new_full(targets.gold.shape, -torch.inf)
-        for golds in Golds.of(targets, best.dtype).each():
+        for golds, _ in Golds.of(targets, best.dtype).each():
             cosines = self.candidates[golds.columns] @ self.candidates.T
             best[golds.rows] = torch.maximum(best[golds.rows], cosines)
         return best
@@ -244,6 +246,11 @@ class _Work:
             for reverse in found.values():
                 reverse.finish(self.ranks)
         return found
+
+
+def _even(count: int) -> int:
+    """Rows of a block, so that no last block of a few rows costs as much as a whole one."""
+    return math.ceil(count / math.ceil(count / MOST)) if count else 1
 
 
 def _some(targets: Known, rows: slice) -> Known:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -85,13 +85,13 @@ class Golds(NamedTuple):
         """The weighted mean of a number per gold pair."""
         return values.new_zeros(len(self.per_row)).index_add_(0, self.rows, values * self.weight)
 
-    def each(self) -> Iterator["Golds"]:
-        """First the first gold of every query, then the second of those that have one ..."""
+    def each(self) -> Iterator[tuple["Golds", Bool[Tensor, " n"]]]:
+        """First the first gold of every query, then the second of those that have one ...; and which of all they are."""
         start = self.per_row.cumsum(0) - self.per_row
         place = torch.arange(len(self.rows), device=self.rows.device) - start[self.rows]
         for n in range(int(self.per_row.max())):
             kept = place == n
-            yield Golds(self.rows[kept], self.columns[kept], self.weight[kept], self.per_row)
+            yield Golds(self.rows[kept], self.columns[kept], self.weight[kept], self.per_row), kept
 
 
 def cross_entropy(

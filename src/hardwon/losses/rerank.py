@@ -68,7 +68,7 @@ class Listwise(Composable):
         """Loss of each query: the mean over its gold candidates of -log softmax, each against all the others."""
         logits = (exact(scores) / self.temperature).masked_fill(~targets.comparable, -torch.inf)
         golds, total = Golds.of(targets, logits.dtype), logits.new_zeros(len(logits))
-        for each in golds.each():
+        for each, _ in golds.each():
             rows, columns = each.rows, each.columns
             others = logits[rows].scatter(1, columns[:, None], -torch.inf)
             # softplus of a difference, not log-softmax: the latter has no digits left where the loss is almost zero.
