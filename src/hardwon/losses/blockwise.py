@@ -241,8 +241,9 @@ class _Work:
         if found:
             for _, scores, targets in self._blocks():
                 for piece in self._pieces(scores):
-                    for reverse in found.values():
-                        reverse.add(scores[piece], _some(targets, piece))
+                    for n, reverse in enumerate(found.values(), 1):
+                        mine = scores[piece]
+                        reverse.add(mine if n == len(found) else mine.clone(), _some(targets, piece))
             for reverse in found.values():
                 reverse.finish(self.ranks)
         return found
@@ -292,12 +293,13 @@ class _Reverse:
         self.golds = [(torch.empty(0, dtype=torch.long, device=empty.device), empty[:0])]
 
     def add(self, scores: Float[Tensor, "q c"], targets: Known) -> None:
+        """Count the scores of some queries. Overwrites them."""
         golds = Golds.of(targets, scores.dtype)
         self.golds.append((golds.columns, scores[golds.rows, golds.columns] * self.slope))
-        logits = hide_(scores * self.scale, targets, golds)
-        top = torch.maximum(self.top, logits.amax(dim=0))
+        top = torch.maximum(self.top, hide_(scores, targets, golds).amax(dim=0) * self.scale)
         shift = torch.where(top > -torch.inf, top, 0)
-        self.mass.mul_((self.top - shift).exp()).add_(logits.sub_(shift).exp_().sum(dim=0))
+        terms = torch.add(-shift, scores, alpha=self.scale, out=scores).exp_()
+        self.mass.mul_((self.top - shift).exp()).add_(terms.sum(dim=0))
         self.top = top
 
     def finish(self, ranks: Ranks) -> None:

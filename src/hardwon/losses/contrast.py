@@ -38,22 +38,21 @@ class Negatives(NamedTuple):
 
 def negatives_of(scores: Float[Tensor, "q c"], targets: Known, scale: float, golds: "Golds") -> Negatives:
     """The softmax of scale x score over negatives. Overwrites `scores`."""
-    logits = hide_(scores.mul_(scale), targets, golds)
-    top = logits.amax(dim=1, keepdim=True)
+    top = hide_(scores, targets, golds).amax(dim=1, keepdim=True) * scale
     top = torch.where(top > -torch.inf, top, 0)
-    terms = logits.sub_(top).exp_()
+    terms = torch.add(-top, scores, alpha=scale, out=scores).exp_()
     mass = terms.sum(dim=1, keepdim=True)
     return Negatives(terms, mass, mass.log() + top)
 
 
-def hide_(logits: Float[Tensor, "q c"], targets: Known, golds: "Golds") -> Float[Tensor, "q c"]:
+def hide_(scores: Float[Tensor, "q c"], targets: Known, golds: "Golds") -> Float[Tensor, "q c"]:
     """Put -inf, in place, where there is no negative: gold, and what may not be compared."""
     if isinstance(targets, Targets):
-        return logits.masked_fill_(targets.gold | ~targets.comparable, -torch.inf)
-    logits[golds.rows, golds.columns] = -torch.inf
+        return scores.masked_fill_(targets.gold | ~targets.comparable, -torch.inf)
+    scores[golds.rows, golds.columns] = -torch.inf
     masked = ~targets.comparable
-    logits[targets.rows[masked], targets.columns[masked]] = -torch.inf
-    return logits
+    scores[targets.rows[masked], targets.columns[masked]] = -torch.inf
+    return scores
 
 
 class Golds(NamedTuple):
