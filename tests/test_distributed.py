@@ -133,7 +133,9 @@ def single(models, tiny_vlm, pictures, folder):
 def check_trained(made, truth):
     torch.testing.assert_close(made["outputs"], truth["outputs"], rtol=1e-5, atol=2e-6)
     for name, value in truth["weights"].items():
-        if UNSEEN not in name:  # a step is 1e-3 long, and Adam makes as long a one of a gradient that is hardly more than rounding
+        if (
+            UNSEEN not in name
+        ):  # a step is 1e-3 long, and Adam makes as long a one of a gradient that is hardly more than rounding
             assert float((made["weights"][name] - value).abs().max()) < 1e-4, name
 
 

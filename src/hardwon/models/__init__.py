@@ -3,7 +3,8 @@
 import hardwon.models.torchvision_guard  # noqa: F401  (first: before anything imports transformers)
 from hardwon.models.cached import CachedEncoder
 from hardwon.models.embedder import Embedder
+from hardwon.models.options import LoRA, Options
 from hardwon.models.reranker import Reranker
 from hardwon.models.scorer import Encoder, Pair, Scorer
 
-__all__ = ["CachedEncoder", "Embedder", "Encoder", "Pair", "Reranker", "Scorer"]
+__all__ = ["CachedEncoder", "Embedder", "Encoder", "LoRA", "Options", "Pair", "Reranker", "Scorer"]

@@ -12,7 +12,8 @@ from torch import nn
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.length import PictureTokens, shortened
-from hardwon.models.loading import control_tokens, open_model
+from hardwon.models.loading import control_tokens, open_model, prompt_for
+from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
 from hardwon.models.render import payload, words
 from hardwon.models.vision import VisionCache, can_cache, weights_digest
@@ -59,10 +60,17 @@ class Body:
         self._digest: tuple[Any, str] | None = None
 
     @classmethod
-    def load(cls, kind: Any, path: str | Path, device: str | None, vision_cache: Path | None, precision: Precision) -> "Body":
+    def load(
+        cls,
+        kind: Any,
+        path: str | Path,
+        device: str | None,
+        vision_cache: Path | None,
+        precision: Precision,
+        options: Options | None = None,
+    ) -> "Body":
         """Load with `SentenceTransformer` or `CrossEncoder`; errors as `open_model`."""
-        model = open_model(kind, path, device)
-        return cls(model, vision_cache, precision)
+        return cls(open_model(kind, path, device, options), vision_cache, precision)
 
     def _choose_attention(self) -> None:
         # Measured on two cores: for sequences of 20 to 60 tokens the plain attention takes 0.74 x the time of the fused one.
@@ -96,6 +104,7 @@ class Body:
             self._digest = (state, weights_digest(self.model))
         processor = getattr(self.model[0], "processor", None)
         around = [repr(self.model), str(self.model.max_seq_length), str(getattr(processor, "chat_template", ""))]
+        around.append(repr((self.model.default_prompt_name, sorted(self.model.prompts.items()))))
         pictures = getattr(processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__
@@ -103,7 +112,7 @@ class Body:
 
     def cost(self, item: Item) -> int:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
-        text = len(item.instruction) + len(item.text)
+        text = len(item.instruction or self.prompt(item)) + len(item.text)
         seen = sum(self.picture_tokens(picture) for picture in item.images)
         return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
@@ -113,6 +122,10 @@ class Body:
         if self.vision is not None or "message" not in self.model.modalities:
             return 2
         return len(self.model.preprocess([{"text": "a"}])["input_ids"][0])
+
+    def prompt(self, item: Item) -> str:
+        """What the model itself says before an item that brings no instruction; see `Options.instruction`."""
+        return "" if item.instruction else prompt_for(self.model, item.modality)
 
     def _cut(self, item: Item, text: str) -> str:
         """Text that leaves room for the pictures and the template: where those are cut, another kind of token is pooled.
@@ -126,7 +139,9 @@ class Body:
         if None in known:
             return text
         seen = sum(tokens or 0 for tokens in known)
-        room = self.model.max_seq_length - seen - self._frame - 2 * len(item.images)  # a mark before and after each
+        prompt = self.prompt(item)
+        said = len(self.model.preprocess([{"text": "a"}], prompt)["input_ids"][0]) if prompt else self._frame
+        room = self.model.max_seq_length - seen - said - 2 * len(item.images)  # a mark before and after each
         if room < 0:
             raise ModelError(
                 f"item {item.key[:12]} comes to {seen} tokens of pictures, but the model takes {self.model.max_seq_length} "
@@ -166,25 +181,25 @@ class Body:
         if self.vision is not None and progress:
             self.vision.prepare(items)
 
-    def features(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
-        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate)."""
+    def features(self, rows: Sequence[Sequence[Item]], prompt: str = "") -> dict[str, Any]:
+        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate), with one prompt for all."""
         if self.vision is not None:
-            return self._cached_features(rows)
+            return self._cached_features(rows, prompt)
         made = [[payload(item, self.special, self.modalities, self.fused, self._cut) for item in row] for row in rows]
         if len(rows[0]) == 1:
-            features = self.model.preprocess([row[0] for row in made])
+            features = self.model.preprocess([row[0] for row in made], prompt or None)
         elif "message" in self.model.modalities:
             features = self.model.preprocess([tuple(row) for row in made])
         else:  # a model of text alone takes pairs as plain strings; within a pair they are never taken for a path or URL
             features = self.model.preprocess([tuple(part["text"] for part in row) for row in made])
         return {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
 
-    def _cached_features(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
+    def _cached_features(self, rows: Sequence[Sequence[Item]], prompt: str) -> dict[str, Any]:
         """The same tokens as sentence-transformers renders, with the tower's features looked up instead of computed."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         assert self.vision is not None
-        texts = self._prompts(rows)
+        texts = self._prompts(rows, prompt)
         features = dict(
             self.tokenizer(texts, padding=True, truncation=True, max_length=self.model.max_seq_length, return_tensors="pt")
         )
@@ -196,13 +211,13 @@ class Body:
             features["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
         return features
 
-    def _prompts(self, rows: Sequence[Sequence[Item]]) -> list[str]:
+    def _prompts(self, rows: Sequence[Sequence[Item]], prompt: str) -> list[str]:
         """What the model's chat template makes of the rows, with a placeholder for every picture token."""
         processor = self.model[0].processor
         roles = ("query", "document") if len(rows[0]) == 2 else ("user",)
         talks = []
         for row in rows:
-            talk = []
+            talk = [{"role": "system", "content": [{"type": "text", "text": prompt}]}] if prompt else []
             for role, item in zip(roles, row, strict=True):
                 text = words(item, self.special)
                 content = [{"type": "image"}] * len(item.images) + ([{"type": "text", "text": text}] if text else [])

@@ -1,8 +1,7 @@
 """`Embedder`: items in, unit vectors out, around any `SentenceTransformer`."""
 
 import contextlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from hardwon.artifacts import fingerprint
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body, plan
+from hardwon.models.card import save
+from hardwon.models.lora import merged
+from hardwon.models.options import Dtype, LoRA, Options, Pooling
 from hardwon.models.scorer import Pair
 from hardwon.progress import bar
 
@@ -38,20 +40,42 @@ class Embedder:
         self.dim = int(body.model.get_embedding_dimension())
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | None = None, vision_cache: Path | None = None) -> "Embedder":
-        """Load a model folder or a name on the hub.
+    def load(  # noqa: PLR0913  (each of them is one thing that people set)
+        cls,
+        path: str | Path,
+        *,
+        pooling: Pooling | None = None,
+        instruction: str | Mapping[str, str] | None = None,
+        lora: LoRA | None = None,
+        freeze: tuple[str, ...] = (),
+        max_pixels: int | None = None,
+        dtype: Dtype | None = None,
+        attention: str | None = None,
+        device: str | None = None,
+        vision_cache: Path | None = None,
+    ) -> "Embedder":
+        """Load a model folder or a name on the hub; what is not said stays as the model's folder says it.
 
         Args:
-            path: folder or name, as `SentenceTransformer` takes it. Remote code is never run.
+            path: folder or name, as `SentenceTransformer` takes it; an adapter's folder too. Remote code is never run.
+            pooling: see `Options`.
+            instruction: see `Options`.
+            lora: see `Options`.
+            freeze: see `Options`.
+            max_pixels: see `Options`.
+            dtype: see `Options`.
+            attention: see `Options`.
             device: "cpu", "cuda" ...; the best there is if None.
             vision_cache: folder where features of the vision tower are kept between runs, for architectures that allow it.
 
         Raises:
-            ModelError: nothing there, not a model, or no finite maximum length.
+            ModelError: nothing there, not a model, no finite maximum length, or an option that this model cannot have.
+            MissingExtra: the model or an option needs a package that is not installed.
         """
         from sentence_transformers import SentenceTransformer
 
-        return cls(Body.load(SentenceTransformer, path, device, vision_cache, "fp32"))
+        options = Options(pooling, instruction, lora, freeze, max_pixels, dtype, attention)
+        return cls(Body.load(SentenceTransformer, path, device, vision_cache, "fp32", options)).freeze(freeze)
 
     @property
     def module(self) -> nn.Module:
@@ -68,13 +92,17 @@ class Embedder:
         return self.body.cost(item)
 
     def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
-        """Unit vectors with a graph, as one batch (a dual encoder reads texts and pictures in turn)."""
-        seeing = [bool(item.images) for item in items]
-        if not self.body.fused and any(seeing) and not all(seeing):
-            sides = [[n for n, sees in enumerate(seeing) if sees == side] for side in (False, True)]
-            made = torch.cat([self.forward([items[n] for n in side]) for side in sides])
-            return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
-        features = self.body.features([[item] for item in items])
+        """Unit vectors with a graph, as one batch; items that the model cannot read side by side are read in turn."""
+        groups: dict[tuple[bool, str], list[int]] = {}
+        for n, item in enumerate(items):
+            groups.setdefault((not self.body.fused and bool(item.images), self.body.prompt(item)), []).append(n)
+        if len(groups) > 1:
+            made = torch.cat([self._alike([items[n] for n in rows], prompt) for (_, prompt), rows in groups.items()])
+            return made[torch.tensor([n for rows in groups.values() for n in rows], device=made.device).argsort()]
+        return self._alike(items, self.body.prompt(items[0]))
+
+    def _alike(self, items: Sequence[Item], prompt: str) -> Float[Tensor, "n d"]:
+        features = self.body.features([[item] for item in items], prompt)
         return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
     @torch.no_grad()
@@ -118,10 +146,20 @@ class Embedder:
         self.body.freeze(parts)
         return self
 
-    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """Write a folder that `SentenceTransformer(path)` loads with the same vectors; `about` is kept in `hardwon.json`."""
-        self.body.model.save(str(path), create_model_card=False)
-        (path / "hardwon.json").write_text(json.dumps(about or {}, indent=1, sort_keys=True), encoding="utf-8")
+    def save(self, path: str | Path, about: Mapping[str, Any] | None = None, *, merge: bool = False) -> None:
+        """Write a folder that `SentenceTransformer(path)` loads with the same vectors, with a model card.
+
+        Of a model with an adapter only that is written, with the name of its base.
+
+        Args:
+            path: the folder.
+            about: how the model came about: kept in `hardwon.json`, shown in the card.
+            merge: work the adapter into the weights and write them whole.
+
+        Raises:
+            ModelError: nothing to merge.
+        """
+        save(merged(self.body.model) if merge else self.body.model, Path(path), about or {})
 
 
 @contextlib.contextmanager

@@ -7,35 +7,126 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hardwon.errors import MissingExtra, ModelError
+from hardwon.models.lora import add_lora, check_base
+from hardwon.models.options import Options, Pooling
 
 ENDLESS = 1_000_000  # a maximum length above this is none at all
 
 
-def open_model(kind: Any, path: str | Path, device: str | None) -> Any:
+def open_model(kind: Any, path: str | Path, device: str | None, options: Options | None = None) -> Any:
     """Load with `SentenceTransformer` or `CrossEncoder`.
 
     Raises:
-        ModelError: nothing there, not a model, weights that are missing or of another shape, or no maximum length.
-        MissingExtra: the model's processor needs a package that is not installed.
+        ModelError: nothing there, not a model, weights that are missing or of another shape, no maximum length, or an option
+            that can have no effect on this model.
+        MissingExtra: the model's processor, or an option, needs a package that is not installed.
     """
+    options = options or Options()
+    model = _opened(kind, path, device, options)
+    if kind.__name__ == "SentenceTransformer":  # a fresh head of a cross-encoder is no accident
+        _refuse_missing_weights(model, path)
+        _settle_vectors(model, path, options.pooling)
+    _settle_length(model, path)
+    _settle_filling(model)
+    if (options.attention or "").startswith("flash") and "message" in model.modalities:
+        model[0].unpad_inputs = False  # multimodal models find their pictures by rows of a batch
+    _settle_instruction(model, options.instruction)
+    if options.max_pixels is not None:
+        _settle_pixels(model, options.max_pixels)
+    if options.lora is not None:
+        add_lora(model, options.lora)
+    return model
+
+
+def _opened(kind: Any, path: str | Path, device: str | None, options: Options) -> Any:
     folder = Path(path)
     adapter = (folder / "adapter_config.json").exists()
+    if adapter:
+        check_base(folder)
     if folder.is_dir() and not adapter and not any((folder / name).exists() for name in ("config.json", "modules.json")):
         raise ModelError(f"{folder} holds no model: it has neither modules.json nor config.json")
     try:
         # The base of an adapter may lie on the hub, even if the adapter is a folder here.
-        model = kind(str(path), device=device, trust_remote_code=False, local_files_only=folder.is_dir() and not adapter)
+        local = folder.is_dir() and not adapter
+        # In full, since an adapter that is saved keeps the name of its base.
+        name = str(folder.resolve()) if folder.is_dir() else str(path)
+        return kind(name, device=device, trust_remote_code=False, local_files_only=local, model_kwargs=options.loading)
     except ImportError as error:
         if "torchvision" in str(error).lower():
             raise MissingExtra("torchvision", "vlm") from error
         raise ModelError(f"{path} cannot be loaded as a {kind.__name__}: {error}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be loaded as a {kind.__name__}: {error}") from error
-    if kind.__name__ == "SentenceTransformer":  # a fresh head of a cross-encoder is no accident
-        _refuse_missing_weights(model, path)
-    _settle_length(model, path)
-    _settle_filling(model)
-    return model
+
+
+def _settle_vectors(model: Any, path: str | Path, pooling: Pooling | None) -> None:
+    """How the tokens' vectors become one, and that it has length 1 also for who loads the saved model elsewhere.
+
+    Raises:
+        ModelError: a pooling for a model that gives one vector itself.
+    """
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling as Pool
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    places = [n for n, module in enumerate(model) if isinstance(module, Pool)]
+    if pooling is None and places and _generates(model) and not is_sentence_transformer_model(str(path)):
+        pooling = "last"  # only the last token has seen all the others; sentence-transformers would take the mean
+    if pooling is not None:
+        if not places:
+            raise ModelError(f"{path} gives one vector for an item itself: leave pooling out")
+        mode: Any = "lasttoken" if pooling == "last" else pooling
+        model[places[0]] = Pool(int(model[places[0]].embedding_dimension), pooling_mode=mode)
+    if not any(isinstance(module, Normalize) for module in model):
+        model.append(Normalize())
+
+
+def _generates(model: Any) -> bool:
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    made = getattr(config, "architectures", None) or ()
+    return any(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in made)
+
+
+def _settle_instruction(model: Any, instruction: Any) -> None:
+    """Keep instructions where sentence-transformers keeps prompts; see `prompt_for`."""
+    if instruction is None:
+        return
+    plain = "message" not in model.modalities  # here a prompt is put before the text as it is
+
+    def spaced(text: str) -> str:
+        return text + " " if plain and text and not text[-1].isspace() else text
+
+    if isinstance(instruction, str):
+        model.prompts["instruction"], model.default_prompt_name = spaced(instruction), "instruction"
+    else:
+        model.prompts |= {name: spaced(text) for name, text in instruction.items()}
+
+
+def _settle_pixels(model: Any, most: int) -> None:
+    """Have pictures scaled down to at most so many pixels, by the settings that are saved with the model.
+
+    Raises:
+        ModelError: a model that scales all pictures to one size anyway, or cannot take them so small.
+    """
+    pictures: Any = getattr(getattr(model[0], "processor", None), "image_processor", None)
+    grid = getattr(pictures, "image_grid_pinpoints", None)
+    if grid:
+        kept = [size for size in grid if size[0] * size[1] <= most]
+        if not kept:
+            raise ModelError(f"max_pixels {most:,} is below the smallest size of this model, {min(h * w for h, w in grid):,}")
+        pictures.image_grid_pinpoints = kept
+        model[0].model.config.image_grid_pinpoints = kept
+        return
+    size = getattr(pictures, "size", None) or {}
+    if not hasattr(pictures, "merge_size") or "longest_edge" not in size:
+        raise ModelError("max_pixels has no effect on this model: it scales every picture to one size; leave it out")
+    # In these processors the "edges" are areas, and a picture is never made smaller than the shortest.
+    pictures.size = {"shortest_edge": min(size["shortest_edge"], most), "longest_edge": most}
+
+
+def prompt_for(model: Any, modality: str) -> str:
+    """What an item with no instruction of its own is shown with: that of its kind, else the model's default, else nothing."""
+    return model.prompts.get(modality) or model.prompts.get(model.default_prompt_name) or ""
 
 
 def _refuse_missing_weights(model: Any, path: str | Path) -> None:

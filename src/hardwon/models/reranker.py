@@ -2,8 +2,7 @@
 
 import contextlib
 import copy
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body, plan
+from hardwon.models.card import save
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
 from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
@@ -131,13 +131,12 @@ class Reranker:
         self.body.freeze(parts)
         return self
 
-    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """Write a folder that `CrossEncoder(path)` loads; `about` is kept in `hardwon.json`.
+    def save(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write a folder that `CrossEncoder(path)` loads; `about` is kept in `hardwon.json` and shown in the model card.
 
         Its `predict` gives the sigmoid of our log-odds, or the log-odds with `activation_fn=torch.nn.Identity()`.
         """
-        self.body.model.save(str(path), create_model_card=False)
-        (path / "hardwon.json").write_text(json.dumps(about or {}, indent=1, sort_keys=True), encoding="utf-8")
+        save(self.body.model, Path(path), about or {})
 
 
 def _cut(model: Any, layers: int) -> None:

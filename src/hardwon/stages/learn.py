@@ -1,10 +1,12 @@
 """Stages that learn and mine."""
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.markup import escape
 
@@ -14,7 +16,7 @@ from hardwon.data.assets import fetch
 from hardwon.items import Example, Item
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
-from hardwon.models import CachedEncoder, Embedder, Reranker, Scorer
+from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer
 from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
 from hardwon.progress import console
@@ -35,9 +37,10 @@ def load_examples(workspace: Workspace, name: str, on_error: OnError, root: str 
     return dataset
 
 
-def load_embedder(workspace: Workspace, name: str) -> Embedder:
+def load_embedder(workspace: Workspace, name: str, options: Options | None = None) -> Embedder:
     """An embedder whose frozen vision features are cached in the workspace."""
-    return Embedder.load(workspace.path(name), vision_cache=features(workspace))
+    said = {f.name: getattr(options, f.name) for f in fields(options)} if options else {}
+    return Embedder.load(workspace.path(name), vision_cache=features(workspace), **said)
 
 
 def show_pairs(examples: Sequence[Example]) -> None:
@@ -101,6 +104,8 @@ class Train:
         loss: the objective.
         steps: updates.
         settings: everything else about training.
+        options: how the model is loaded: adapters, pooling, instruction, size of pictures, number format ...
+        merge: work the adapter of `options.lora` into the weights that are saved; else the adapter alone is.
         task: what is trained; a "reranker" starts from an embedder's weights.
         layers: of a reranker's language model that are kept; all if None.
         align: steps of projector alignment before the training; 0 for none.
@@ -115,6 +120,8 @@ class Train:
     loss: Loss
     steps: int
     settings: Settings = field(default_factory=Settings)
+    options: Options | None = None
+    merge: bool = False
     task: Literal["embedder", "reranker"] = "embedder"
     layers: int | None = None
     align: int = 0
@@ -132,7 +139,7 @@ class Train:
         """Train and save."""
         examples = load_examples(workspace, self.data, self.on_error, self.root)
         show_pairs(examples)
-        embedder = load_embedder(workspace, self.model)
+        embedder = load_embedder(workspace, self.model, self.options)
         model: Embedder | Reranker = embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)
         checkpoints = draft.path / "checkpoint"
         if self.align and isinstance(model, Embedder) and not checkpoints.exists():
@@ -140,12 +147,23 @@ class Train:
         trained = train(
             model, examples, self.loss, steps=self.steps, settings=self.settings, out=draft.path, title=f"training {self.out}"
         )
-        about = {"recipe": repr(self), "examples": len(examples)}
-        trained.save(draft.path / "model", about)
+        about = self._about(examples, draft.path / "metrics.jsonl")
+        if isinstance(trained, Embedder):
+            trained.save(draft.path / "model", about, merge=self.merge)
+        else:
+            trained.save(draft.path / "model", about)
         shutil.rmtree(checkpoints, ignore_errors=True)
         draft.stats["examples"] = len(examples)
         draft.stats["pairs"] = self.steps * self.settings.batch_size
         return f"{self.steps} steps of {self.settings.batch_size} queries"
+
+    def _about(self, examples: Sequence[Example], metrics: Path) -> dict[str, Any]:
+        """What the model's card says of the training."""
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        last = {name: value for row in rows for name, value in row.items() if name in ("loss", "validation")}
+        data = dict(Counter(example.source or "pairs" for example in examples))
+        start = {"started from": self.model, "steps": self.steps, "queries per step": self.settings.batch_size}
+        return start | {"loss": repr(self.loss), "data": data, "metrics": last, "recipe": repr(self)}
 
 
 @dataclass(frozen=True)
