@@ -8,7 +8,7 @@ import pytest
 import hardwon
 
 NAMES = [
-    "Candidate", "Embedder", "Example", "Fused", "HardwonError", "Index", "Item", "Mining", "Report", "Reranker", "Settings",
+    "Candidate", "Embedder", "Example", "Fused", "HardwonError", "Index", "Item", "LoRA", "Mining", "Report", "Reranker", "Settings",
     "data", "evaluate", "losses", "mine", "train",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hardwon.evaluation import Report, evaluate
     from hardwon.items import Candidate, Example, Item
     from hardwon.mining import Mining, mine
-    from hardwon.models import Embedder, Reranker
+    from hardwon.models import Embedder, LoRA, Reranker
     from hardwon.search import Fused, Index
     from hardwon.training import Settings, train
 
@@ -26,6 +26,7 @@ _WHERE = {
     "HardwonError": "errors",
     "Index": "search",
     "Item": "items",
+    "LoRA": "models",
     "Mining": "mining",
     "Report": "evaluation",
     "Reranker": "models",
@@ -44,6 +45,7 @@ __all__ = [
     "HardwonError",
     "Index",
     "Item",
+    "LoRA",
     "Mining",
     "Report",
     "Reranker",

@@ -16,7 +16,7 @@ from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body, plan
-from hardwon.models.card import save
+from hardwon.models.card import pooling_of, save
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
 from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
@@ -56,7 +56,8 @@ class Reranker:
             seed: of the new weights.
 
         Raises:
-            ModelError: `layers` on an architecture that we cannot cut.
+            ModelError: an embedder that reads text and pictures by different encoders, or `layers` on an architecture that we
+                cannot cut.
         """
         import tempfile
 
@@ -64,6 +65,8 @@ class Reranker:
         from sentence_transformers.base.modules import Dense, Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
 
+        if not embedder.body.fused:
+            raise ModelError("this model has one encoder for text and one for pictures: it cannot read a pair together")
         if World.current().size > 1:  # transformers writes in the first process only
             transformer: Any = copy.deepcopy(embedder.body.model[0]).requires_grad_(True)
         else:
@@ -72,12 +75,12 @@ class Reranker:
                 transformer = Transformer(folder)
         if layers is not None:
             _cut(transformer.model, layers)
-        width = int(embedder.dim)
+        width, mode = int(embedder.dim), pooling_of(embedder.body.model) or "mean"
         start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * 0.05
         head = Dense(width, 1, bias=True, activation_function=nn.Identity(), init_weight=start, module_output_name="scores")
         nn.init.zeros_(head.linear.bias)
         made = CrossEncoder(
-            modules=[transformer, Pooling(width, pooling_mode="mean"), head], device=str(embedder.body.model.device)
+            modules=[transformer, Pooling(width, pooling_mode=mode), head], device=str(embedder.body.model.device)
         )
         seen = embedder.body.vision
         return cls(Body(made, None if seen is None else seen.home))
