@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import relative
 
 from hardwon import losses
 from hardwon.distributed import World
@@ -50,10 +51,6 @@ def three(models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def couple(models):
     return processes.steps(*models, 2, 0)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
 
 
 def check_same(made, truth):
