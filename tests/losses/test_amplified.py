@@ -107,14 +107,10 @@ def test_the_value_is_plain_infonce(square, problem, kind):
     width=st.sampled_from([0.02, 0.1, 0.5]),
     cap=st.booleans(),
 )
-def test_the_gradient_is_the_definition_for_any_shape(q, more, seed, kind, temperature, alpha, width, cap):
-    rng = torch.Generator().manual_seed(seed)
-    scores = torch.rand(q, q + more, generator=rng, dtype=torch.float64) - 0.2
-    gold = torch.eye(q, q + more, dtype=torch.bool) | (torch.rand(q, q + more, generator=rng) < 0.2)
-    comparable = gold | (torch.rand(q, q + more, generator=rng) < 0.7)
-    gold[0, -1], comparable[0, -1] = False, True  # something to compare with
-    targets = Targets(gold, torch.zeros_like(gold), torch.zeros(gold.shape), comparable)
-    loss = AmplifiedInfoNCE(temperature, kind, alpha, width, cap)
+def test_the_gradient_is_the_definition_for_any_shape(problem, q, more, seed, **drawn):
+    scores, targets = problem(q, q + more, seed)
+    targets.gold[0, -1], targets.comparable[0, -1] = False, True  # something to compare with
+    loss = AmplifiedInfoNCE(**drawn)
     made = gradient(loss, scores, targets)
     assert torch.allclose(made, naive(scores, targets, loss), rtol=1e-9, atol=1e-12)
     assert torch.allclose(made.sum(dim=1), torch.zeros(q, dtype=torch.float64), atol=1e-10)

@@ -102,14 +102,10 @@ def test_without_hardness_it_is_plain(problem):
     temperature=st.sampled_from([0.02, 0.07, 1.0]),
     hardness=st.sampled_from([0.0, 1.0, 9.0]),
 )
-def test_equals_the_definition_for_any_shape(q, more, seed, temperature, hardness):
-    rng = torch.Generator().manual_seed(seed)
-    scores = torch.rand(q, q + more, generator=rng, dtype=torch.float64) - 0.2
-    gold = torch.eye(q, q + more, dtype=torch.bool) | (torch.rand(q, q + more, generator=rng) < 0.2)
-    comparable = gold | (torch.rand(q, q + more, generator=rng) < 0.7)
-    targets = Targets(gold, torch.zeros_like(gold), torch.zeros(gold.shape), comparable)
+def test_equals_the_definition_for_any_shape(q, more, seed, temperature, hardness, problem):
+    scores, targets = problem(q, q + more, seed)
     loss, expected = InfoNCE(temperature, hardness), naive(scores, targets, temperature, hardness)
-    if torch.equal(gold, comparable):
+    if torch.equal(targets.gold, targets.comparable):
         assert expected == 0  # nothing could be learned from this batch
         with pytest.raises(NothingToCompare):
             loss(scores, targets)
