@@ -130,8 +130,9 @@ def single(models, tiny_vlm, pictures, folder):
 def check_trained(made, truth):
     torch.testing.assert_close(made["outputs"], truth["outputs"], rtol=1e-5, atol=2e-6)
     for name, value in truth["weights"].items():
-        if UNSEEN not in name:  # a step is 1e-3 long
-            assert float((made["weights"][name] - value).abs().max()) < 3e-5, name
+        if UNSEEN not in name:
+            # A step is 1e-3 long. Of a gradient next to nothing Adam makes a step as well: a single weight may stray.
+            assert float((made["weights"][name] - value).square().mean().sqrt()) < 5e-6, name
 
 
 def check_equal(made, truth):
