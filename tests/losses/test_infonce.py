@@ -87,11 +87,14 @@ def test_llave_is_a_colder_temperature_with_a_handicap_on_the_positive(problem):
     assert torch.allclose(gradient(InfoNCE(0.02, 9.0), scores, targets), expected, rtol=1e-10, atol=1e-14)
 
 
-def test_without_hardness_it_is_plain(problem):
-    scores, targets = problem(5, 8)
-    assert InfoNCE(0.05, hardness=0.0)(scores, targets) == InfoNCE(0.05)(scores, targets)
-    assert float(InfoNCE(0.05)(scores, targets)) == pytest.approx(naive(scores, targets, 0.05, 0), rel=1e-12)
-    assert torch.equal(gradient(InfoNCE(0.05, 0.0), scores, targets), gradient(InfoNCE(0.05), scores, targets))
+def test_without_hardness_it_is_cross_entropy(problem):
+    scores, _ = problem(5, 8)
+    targets = Targets.of_gold(torch.eye(5, 8, dtype=torch.bool))
+    free = scores.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(free / 0.05, torch.arange(5))
+    expected.backward()
+    assert float(InfoNCE(0.05)(scores, targets)) == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert torch.allclose(gradient(InfoNCE(0.05), scores, targets), free.grad, rtol=1e-10, atol=1e-13)
 
 
 @settings(deadline=None, max_examples=40)
