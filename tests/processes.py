@@ -15,6 +15,7 @@ from typing import get_args
 import tiny
 import torch
 import torch.multiprocessing as mp
+from tiny import gradient_of
 
 from hardwon import distributed
 from hardwon.distributed import World
@@ -107,13 +108,6 @@ def examples() -> tuple[Example, ...]:
         related=frozenset({Item(text="the bar is black").content}),
     )
     return (*tiny.texts()[:3], crossed, several, *tiny.texts()[6:8])
-
-
-def gradient_of(model) -> torch.Tensor:
-    """All gradients as one vector; they are gone afterwards."""
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
-    model.module.zero_grad(set_to_none=True)
-    return torch.cat(made)
 
 
 def steps(embedder: str, reranker: str, count: int = 7, keep: int | None = None) -> dict:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import relative
 
 from hardwon import losses
 from hardwon.distributed import World
@@ -50,10 +51,6 @@ def three(models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def couple(models):
     return processes.steps(*models, 2, 0)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
 
 
 def check_same(made, truth):
@@ -133,10 +130,9 @@ def single(models, tiny_vlm, pictures, folder):
 def check_trained(made, truth):
     torch.testing.assert_close(made["outputs"], truth["outputs"], rtol=1e-5, atol=2e-6)
     for name, value in truth["weights"].items():
-        if (
-            UNSEEN not in name
-        ):  # a step is 1e-3 long, and Adam makes as long a one of a gradient that is hardly more than rounding
-            assert float((made["weights"][name] - value).abs().max()) < 1e-4, name
+        if UNSEEN not in name:
+            # A step is 1e-3 long. Of a gradient next to nothing Adam makes a step as well: a single weight may stray.
+            assert float((made["weights"][name] - value).square().mean().sqrt()) < 5e-6, name
 
 
 def check_equal(made, truth):

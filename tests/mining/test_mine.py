@@ -107,8 +107,8 @@ def test_a_budget_takes_the_same_share_of_every_source(pairs, encoder):
     rows = {entry.row for entry in mined.ledger}
     assert [examples[row].query for row in sorted(rows)] == [e.query for e in mined.examples]
     # The pool is all of the training set, not the chosen part.
-    pool = {item.text for e in mine(examples, encoder(dim=4), settings=Mining(queries=1, keep=99)).examples for item in e.gold}
-    assert len(pool) == 3
+    few = mine(examples, encoder(dim=4), settings=Mining(queries=1, keep=99)).examples
+    assert [(e.source, len(e.negatives)) for e in few] == [("a", 39), ("b", 19), ("c", 1)]
     assert len(mine(examples, encoder(dim=4), settings=Mining(queries=62, keep=1)).examples) == 62
 
 

@@ -121,16 +121,6 @@ def examples(pictures, count=4):
     return [Example(Item(text=caption), (Candidate(Item(images=(path,)), 1.0, "gold"),)) for caption, path in chosen]
 
 
-def flat_gradient(model):
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
-    model.module.zero_grad(set_to_none=True)
-    return torch.cat(made)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
-
-
 class TestAny:
     def test_what_it_reads(self, any_model):
         assert {"text", "image"} <= set(any_model.ours.body.modalities)
@@ -273,11 +263,11 @@ class TestDecoder:
         batch = shared(examples(pictures), 0)
         sides = [torch.cat([fresh.forward([item]) for item in side]) for side in (batch.queries, batch.candidates)]
         LOSS(sides[0] @ sides[1].T, batch.targets[:]).backward()
-        truth = flat_gradient(fresh)
+        truth = tiny.gradient_of(fresh)
         embedder_step(fresh, LOSS, batch, memory)
         assert all(p.grad is not None for name, p in fresh.module.named_parameters() if "language_model" in name)
         assert any(p.grad is not None for name, p in fresh.module.named_parameters() if "vis" in name)
-        assert relative(flat_gradient(fresh), truth) < 2e-5
+        assert tiny.relative(tiny.gradient_of(fresh), truth) < 2e-5
 
     def test_a_frozen_tower_gets_no_gradient(self, fresh, pictures):
         fresh.freeze(["vision", "words"])
@@ -325,11 +315,11 @@ class TestDual:
         batch = shared(examples(pictures), 0)
         texts = torch.cat([model.forward([query]) for query in batch.queries])
         LOSS(texts @ model.forward(batch.candidates).T, batch.targets[:]).backward()
-        truth = flat_gradient(model)
+        truth = tiny.gradient_of(model)
         embedder_step(model, LOSS, batch, memory)
         unused = {name for name, p in model.module.named_parameters() if p.grad is None}
         assert unused <= {"0.model.logit_scale", "0.model.logit_bias"}
-        assert relative(flat_gradient(model), truth) < 2e-5
+        assert tiny.relative(tiny.gradient_of(model), truth) < 2e-5
 
 
 def test_clip_reads_texts_of_different_lengths_together(models):

@@ -49,7 +49,7 @@ class TestLearns:
         loss = JudgeAlignment(0.2) + 0.5 * InfoNCE(0.1)
         train(text_model, texts, loss, steps=15, settings=QUICK, out=tmp_path)
         losses = losses_of(tmp_path)
-        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+        assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
 
     def test_a_reranker(self, text_model, texts, tmp_path):
         model = Reranker.start_from(text_model)
@@ -63,13 +63,15 @@ class TestLearns:
         settings = Settings(batch_size=10, negatives=2, learning_rate=3e-3, freeze=("vision",))
         train(model, shapes, Listwise(), steps=15, settings=settings, out=tmp_path)
         losses = losses_of(tmp_path)
-        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+        assert np.mean(losses[-5:]) < 0.92 * np.mean(losses[:5])
 
     def test_what_was_trained_is_saved(self, text_model, texts, tmp_path):
+        items = [e.query for e in texts]
+        before = text_model.encode(items)
         train(text_model, texts, InfoNCE(0.1), steps=3, settings=QUICK)
         text_model.save(tmp_path / "model")
         loaded = Embedder.load(tmp_path / "model", device="cpu")
-        items = [e.query for e in texts]
+        assert np.abs(text_model.encode(items) - before).max() > 1e-2
         np.testing.assert_allclose(loaded.encode(items), text_model.encode(items), atol=1e-6)
 
 
