@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,10 @@ class Embedder:
         return self.body.cost(item)
 
     def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
-        """Unit vectors with a graph, as one batch (a dual encoder reads texts and pictures in turn)."""
-        seeing = [bool(item.images) for item in items]
-        if not self.body.fused and any(seeing) and not all(seeing):
-            sides = [[n for n, sees in enumerate(seeing) if sees == side] for side in (False, True)]
-            made = torch.cat([self.forward([items[n] for n in side]) for side in sides])
-            return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
+        """Unit vectors with a graph, as one batch, or in turn what the model cannot read together (`Body.kind`)."""
+        kinds = [self.body.kind(item) for item in items]
+        if len(set(kinds)) > 1:
+            return in_turn(items, kinds, self.forward)
         features = self.body.features([[item] for item in items])
         return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
@@ -122,6 +120,13 @@ class Embedder:
         """Write a folder that `SentenceTransformer(path)` loads with the same vectors; `about` is kept in `hardwon.json`."""
         self.body.model.save(str(path), create_model_card=False)
         (path / "hardwon.json").write_text(json.dumps(about or {}, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def in_turn(rows: Sequence[Any], kinds: Sequence[Any], forward: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+    """What `forward` makes of the rows of each kind, put together in the order of the rows."""
+    sides = [[n for n, kind in enumerate(kinds) if kind == side] for side in sorted(set(kinds))]
+    made = torch.cat([forward([rows[n] for n in side]) for side in sides])
+    return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """How many tokens an item comes to, and text that is cut so that nothing else is."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from hardwon.items import Picture, picture_key
 from hardwon.pictures import picture_size
@@ -47,6 +50,53 @@ class PictureTokens:
         with contextlib.suppress(AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
             return int(pictures.get_number_of_image_patches(height, width, {}) // pictures.merge_size**2)
         return None
+
+
+class VideoTokens:
+    """Tokens of videos for one model, found from the frames' headers alone; marks around and between frames are included.
+
+    The processor counts by itself: it is given a tensor of the video's shape that holds no data, which costs next to nothing.
+
+    Args:
+        model: a `SentenceTransformer` or `CrossEncoder`.
+
+    Attributes:
+        least: frames that the processor needs.
+        stacked: whether all videos of a batch need the same number of frames.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        videos = getattr(getattr(model[0], "processor", None), "video_processor", None)
+        self.least = int(getattr(videos, "temporal_patch_size", None) or 1)
+        # Where the processor says how large each video is, they are laid one after the other.
+        self.stacked = videos is not None and "video_grid_thw" not in getattr(videos, "model_input_names", ())
+        self._by_shape: dict[tuple[int, int, int], int | None] = {}
+
+    def __call__(self, video: Sequence[Picture]) -> int:
+        """Tokens of a video; a guess where the processor cannot say."""
+        return self.known(video) or GUESS * len(video)
+
+    def known(self, video: Sequence[Picture]) -> int | None:
+        """Tokens of a video, None where the processor cannot say."""
+        width, height = picture_size(video[0])
+        shape = (max(len(video), self.least), height, width)
+        if shape not in self._by_shape:
+            self._by_shape[shape] = self._of_shape(*shape)
+        return self._by_shape[shape]
+
+    def _of_shape(self, frames: int, height: int, width: int) -> int | None:
+        # Not every processor takes a tensor without data; then the text is not cut and a budget is off.
+        with contextlib.suppress(
+            AttributeError, KeyError, NotImplementedError, TypeError, ValueError, IndexError, RuntimeError
+        ):
+            film = torch.empty(frames, 3, height, width, dtype=torch.uint8, device="meta")
+            return self._tokens({"video": film}) - self._tokens({"text": "a"}) + 1
+        return None
+
+    def _tokens(self, parts: dict[str, Any]) -> int:
+        made = self.model.preprocess([parts], processing_kwargs={"text": {"truncation": False}})
+        return len(made["input_ids"][0])
 
 
 def shortened(text: str, tokenizer: Any, budget: int) -> str:

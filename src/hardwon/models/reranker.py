@@ -17,7 +17,7 @@ from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body, plan
-from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
+from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
 from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
 
@@ -97,7 +97,10 @@ class Reranker:
         return self.body.cost(pair[0]) + self.body.cost(pair[1])
 
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
-        """Log-odds with a graph, as one batch."""
+        """Log-odds with a graph, as one batch, or in turn what the model cannot read together (`Body.kind`)."""
+        kinds = [(self.body.kind(query), self.body.kind(item)) for query, item in pairs]
+        if len(set(kinds)) > 1:
+            return in_turn(pairs, kinds, self.forward)
         features = self.body.features([list(pair) for pair in pairs])
         return self.body.model(features)["scores"].float().squeeze(-1)
 
