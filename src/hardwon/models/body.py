@@ -117,7 +117,7 @@ class Body:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
         text = len(item.instruction) + len(item.text)
         shown = as_shown(item, self.modalities, self.fused)
-        seen = sum(self.picture_tokens(picture) for picture in shown.images)
+        seen = sum(self.picture_tokens(picture, len(shown.images) == 1) for picture in shown.images)
         seen += self.video_tokens(shown.video) if shown.video else 0
         return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
@@ -137,7 +137,7 @@ class Body:
         if not item.pictures or not self.fused:
             return text  # sentence-transformers cuts plain text and keeps the template's end
         shown = as_shown(item, self.modalities)
-        known = [self.picture_tokens.known(picture) for picture in shown.images]
+        known = [self.picture_tokens.known(picture, len(shown.images) == 1) for picture in shown.images]
         known += [self.video_tokens.known(shown.video)] if shown.video else []
         if None in known:
             return text

@@ -21,21 +21,28 @@ class PictureTokens:
 
     Attributes:
         fixed: tokens of every picture, 0 where they depend on its size.
+        each: tokens of each of several pictures of an item, 0 where they are read like a picture alone.
     """
 
     def __init__(self, processor: Any, config: Any):
         self.processor = processor
         self.fixed = int(getattr(config, "image_seq_length", None) or 0)
+        # LLaVA-OneVision cuts a picture into tiles only if it is alone, and is therefore told how many there are.
+        told = "batch_num_images" in getattr(getattr(processor, "image_processor", None), "model_input_names", ())
+        whole = getattr(processor, "vision_feature_select_strategy", "") != "default"
+        self.each = processor.num_image_tokens + whole if told and processor.num_image_tokens else 0
         self._by_key: dict[str, int | None] = {}
 
-    def __call__(self, picture: Picture) -> int:
+    def __call__(self, picture: Picture, alone: bool = True) -> int:
         """Tokens of a picture; a guess where the processor cannot say."""
-        return self.known(picture) or GUESS
+        return self.known(picture, alone) or GUESS
 
-    def known(self, picture: Picture) -> int | None:
-        """Tokens of a picture, None where the processor cannot say."""
+    def known(self, picture: Picture, alone: bool = True) -> int | None:
+        """Tokens of a picture, alone in its item or not; None where the processor cannot say."""
         if self.fixed:
             return self.fixed
+        if self.each and not alone:
+            return self.each
         key = picture_key(picture)
         if key not in self._by_key:
             width, height = picture_size(picture)
