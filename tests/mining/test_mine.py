@@ -62,6 +62,16 @@ def test_a_query_is_not_its_own_negative_nor_is_its_picture(tmp_path, encoder):
     assert found[2] == {shown[0], shown[1]}
 
 
+def test_a_query_is_not_given_the_video_that_it_starts_from(encoder):
+    film, faster, other = (Item(video=frames) for frames in ((b"1", b"2"), (b"2",), (b"2", b"1")))
+    examples = [
+        Example(Item("faster", video=film.video), (Candidate(faster, origin="gold"),)),
+        Example(Item(text="a word"), (Candidate(film, origin="gold"), Candidate(other, origin="gold"))),
+    ]
+    mined = mine(examples, encoder(dim=4), settings=Mining(keep=9))
+    assert [{c.item for c in e.candidates if c.origin == "mined"} for e in mined.examples] == [{other}, {faster}]
+
+
 def test_sources_are_kept_apart_unless_told_otherwise(pairs, encoder):
     examples = (*pairs(3, "a"), *pairs(3, "b"))
     apart = mine(examples, encoder(dim=4), settings=Mining(keep=9))

@@ -247,6 +247,13 @@ class TestDecoder:
         truth = {"llava": [16, 16, 16], "llava-onevision": [16 + 8 * 9, 16 + 2 * 9, 16 + 4 * 5]}
         assert counted == truth.get(decoder.name, [16, 2 * 8, 4])
 
+    def test_picture_tokens_are_known_beforehand(self, decoder, shapes):
+        token = decoder.theirs[0].processor.image_token_id
+        for names in (("plain",), ("large",), ("plain", "other"), ("wide", "dot", "tall")):
+            item = Item(images=tuple(shapes[name] for name in names))
+            known = [decoder.ours.body.picture_tokens.known(picture, len(names) == 1) for picture in item.images]
+            assert sum(known) == decoder.ours.body.features([[item]])["input_ids"].tolist()[0].count(token)
+
     def test_features_of_the_tower_can_be_put_in_later(self, decoder, mixed):
         """What a cache of vision features rests on: the same vectors from features computed before."""
         inner, whole = decoder.theirs[0].model, decoder.ours.body.features([[item] for item in mixed])

@@ -25,4 +25,5 @@ def mixed(pictures):
         Item(images=(a,)),
         Item("both", (b, a)),
         Item(images=(c,), instruction="find"),
+        Item(text="film", video=(c, a, b)),
     ]

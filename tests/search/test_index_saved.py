@@ -35,7 +35,7 @@ def test_a_saved_index_is_the_same(mixed, tmp_path):
     assert ids(loaded.search(mixed[1], 5, exclude_self=True)) == ids(index.search(mixed[1], 5, exclude_self=True))
     manifest = artifacts.load(tmp_path / "out" / "index", "index")
     assert manifest.inputs == {"encoder": "fake-1", "root": "../../pictures"}
-    assert manifest.stats == {"items": 4, "dim": 12}
+    assert manifest.stats == {"items": 5, "dim": 12}
 
 
 def test_an_index_of_words_only(tmp_path):

@@ -81,6 +81,8 @@ def test_captions_are_bare_pictures_with_bare_text(pictures):
             example(Item(text="both", images=red.images), Item(text="text")),
             example(Item(text="two"), Item(images=(*red.images, *blue.images))),
             example(Item(text="words"), Item(text="other words")),
+            example(Item(images=red.images, video=blue.images), Item(text="more than a picture")),
+            example(red, Item(text="a film", video=blue.images)),
         )
     )
     assert found == [

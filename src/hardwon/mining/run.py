@@ -191,8 +191,8 @@ def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encode
 def _known(example: Example, contents: Sequence[str]) -> list[int]:
     """Positions in the pool that may belong to the query: copies of its gold, related items, and the query itself."""
     known = {g.content for g in example.gold} | example.related | {example.query.content}
-    if example.query.images:  # the bare picture that a composed query starts from
-        known.add(Item(images=example.query.images).content)
+    if example.query.wordless:  # the bare picture that a composed query starts from
+        known.add(example.query.wordless.content)
     return [n for n, content in enumerate(contents) if content in known]
 
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.length import PictureTokens, shortened
+from hardwon.models.length import PictureTokens, VideoTokens, shortened
 from hardwon.models.loading import control_tokens, open_model, prompt_for
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
-from hardwon.models.render import payload, words
+from hardwon.models.render import as_shown, payload, words
 from hardwon.models.vision import VisionCache, can_cache, weights_digest
 
 
@@ -57,6 +57,7 @@ class Body:
         self._choose_attention()
         self.special = control_tokens(self.tokenizer, getattr(model[0], "processor", None))
         self.picture_tokens = PictureTokens(getattr(model[0], "processor", None), getattr(self.transformer, "config", None))
+        self.video_tokens = VideoTokens(model)
         self._digest: tuple[Any, str] | None = None
 
     @classmethod
@@ -97,6 +98,15 @@ class Body:
         """Whether text and pictures, or several pictures, can be read together; dual encoders (CLIP, SigLIP) cannot."""
         return "message" in self.model.modalities or len(self.modalities) < 2
 
+    def kind(self, item: Item) -> int:
+        """Items of one kind can be read in one batch.
+
+        A dual encoder reads texts and pictures in turn; where a processor stacks videos, they need the same number of frames.
+        """
+        if not self.fused:
+            return int(bool(item.images))
+        return len(item.video) if self.video_tokens.stacked else 0
+
     def identity(self) -> list[str]:
         """Weights and everything around them; the weights are hashed again only after they changed."""
         state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
@@ -108,12 +118,16 @@ class Body:
         pictures = getattr(processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__
-        return [self._digest[1], *around, kind, str(pictures.to_dict() if pictures is not None else "")]
+        made = [self._digest[1], *around, kind, str(pictures.to_dict() if pictures is not None else "")]
+        videos = getattr(processor, "video_processor", None)
+        return made if videos is None else [*made, type(videos).__name__, str(videos.to_dict())]
 
     def cost(self, item: Item) -> int:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
         text = len(item.instruction or self.prompt(item)) + len(item.text)
-        seen = sum(self.picture_tokens(picture) for picture in item.images)
+        shown = as_shown(item, self.modalities, self.fused)
+        seen = sum(self.picture_tokens(picture, len(shown.images) == 1) for picture in shown.images)
+        seen += self.video_tokens(shown.video) if shown.video else 0
         return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
     @cached_property
@@ -128,24 +142,27 @@ class Body:
         return "" if item.instruction else prompt_for(self.model, item.modality)
 
     def _cut(self, item: Item, text: str) -> str:
-        """Text that leaves room for the pictures and the template: where those are cut, another kind of token is pooled.
+        """Text that leaves room for pictures, video and template: where those are cut, another kind of token is pooled.
 
         Raises:
-            ModelError: the pictures alone are more than the model takes.
+            ModelError: the pictures and frames alone are more than the model takes.
         """
-        if not item.images or not self.fused:
+        if not item.pictures or not self.fused:
             return text  # sentence-transformers cuts plain text and keeps the template's end
-        known = [self.picture_tokens.known(picture) for picture in item.images]
+        shown = as_shown(item, self.modalities)
+        known = [self.picture_tokens.known(picture, len(shown.images) == 1) for picture in shown.images]
+        known += [self.video_tokens.known(shown.video)] if shown.video else []
         if None in known:
             return text
         seen = sum(tokens or 0 for tokens in known)
         prompt = self.prompt(item)
         said = len(self.model.preprocess([{"text": "a"}], prompt)["input_ids"][0]) if prompt else self._frame
-        room = self.model.max_seq_length - seen - said - 2 * len(item.images)  # a mark before and after each
+        room = self.model.max_seq_length - seen - said - 2 * len(shown.images)  # a mark before and after each
         if room < 0:
+            what = " and ".join(["pictures"] * bool(item.images) + ["frames"] * bool(item.video))
             raise ModelError(
-                f"item {item.key[:12]} comes to {seen} tokens of pictures, but the model takes {self.model.max_seq_length} "
-                "in all: make the pictures smaller, or give it fewer of them"
+                f"item {item.key[:12]} comes to {seen} tokens of {what}, but the model takes {self.model.max_seq_length} "
+                f"in all: make the {what} smaller, or give it fewer of them"
             )
         return shortened(text, self.tokenizer, room)
 
@@ -179,13 +196,15 @@ class Body:
     def prepare(self, items: Iterable[Item], progress: bool) -> None:
         """Compute vision features that are missing, with a bar of its own when there are many."""
         if self.vision is not None and progress:
-            self.vision.prepare(items)
+            self.vision.prepare(as_shown(item, self.modalities) for item in items)
 
     def features(self, rows: Sequence[Sequence[Item]], prompt: str = "") -> dict[str, Any]:
         """Model inputs for rows of one item (embedder) or two (reranker: query, candidate), with one prompt for all."""
         if self.vision is not None:
-            return self._cached_features(rows, prompt)
-        made = [[payload(item, self.special, self.modalities, self.fused, self._cut) for item in row] for row in rows]
+            for item in (item for row in rows for item in row if item.video):
+                self._cut(item, "")  # refuses frames that do not fit
+            return self._cached_features([[as_shown(item, self.modalities) for item in row] for row in rows], prompt)
+        made = [[self._payload(item) for item in row] for row in rows]
         if len(rows[0]) == 1:
             features = self.model.preprocess([row[0] for row in made], prompt or None)
         elif "message" in self.model.modalities:
@@ -193,6 +212,9 @@ class Body:
         else:  # a model of text alone takes pairs as plain strings; within a pair they are never taken for a path or URL
             features = self.model.preprocess([tuple(part["text"] for part in row) for row in made])
         return {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+
+    def _payload(self, item: Item) -> dict[str, Any]:
+        return payload(item, self.special, self.modalities, self.fused, self._cut, self.video_tokens.least)
 
     def _cached_features(self, rows: Sequence[Sequence[Item]], prompt: str) -> dict[str, Any]:
         """The same tokens as sentence-transformers renders, with the tower's features looked up instead of computed."""

@@ -1,7 +1,7 @@
 """`Embedder`: items in, unit vectors out, around any `SentenceTransformer`."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,11 @@ class Embedder:
         return f"item {item.key[:12]} ({item.text[:60]!r})"
 
     def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
-        """Unit vectors with a graph, as one batch; items that the model cannot read side by side are read in turn."""
-        groups: dict[tuple[bool, str], list[int]] = {}
-        for n, item in enumerate(items):
-            groups.setdefault((not self.body.fused and bool(item.images), self.body.prompt(item)), []).append(n)
-        if len(groups) > 1:
-            made = torch.cat([self._alike([items[n] for n in rows], prompt) for (_, prompt), rows in groups.items()])
-            return made[torch.tensor([n for rows in groups.values() for n in rows], device=made.device).argsort()]
-        return self._alike(items, self.body.prompt(items[0]))
-
-    def _alike(self, items: Sequence[Item], prompt: str) -> Float[Tensor, "n d"]:
-        features = self.body.features([[item] for item in items], prompt)
+        """Unit vectors with a graph, as one batch, or in turn what the model cannot read together."""
+        kinds = [(self.body.kind(item), self.body.prompt(item)) for item in items]
+        if len(set(kinds)) > 1:
+            return in_turn(items, kinds, self.forward)
+        features = self.body.features([[item] for item in items], kinds[0][1])
         return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
     @torch.no_grad()
@@ -173,6 +167,13 @@ class Embedder:
             ModelError: nothing to merge.
         """
         save(merged(self.body.model) if merge else self.body.model, Path(path), about or {})
+
+
+def in_turn(rows: Sequence[Any], kinds: Sequence[Any], forward: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+    """What `forward` makes of the rows of each kind, put together in the order of the rows."""
+    sides = [[n for n, kind in enumerate(kinds) if kind == side] for side in sorted(set(kinds))]
+    made = torch.cat([forward([rows[n] for n in side]) for side in sides])
+    return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
 
 
 @contextlib.contextmanager

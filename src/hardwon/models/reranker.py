@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body
 from hardwon.models.card import pooling_of, save
-from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
+from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
 from hardwon.models.memory import Room
 from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
@@ -76,7 +76,7 @@ class Reranker:
                 transformer = Transformer(folder)
         if layers is not None:
             _cut(transformer.model, layers)
-        width, mode = int(embedder.dim), pooling_of(embedder.body.model) or "mean"
+        width, mode = int(embedder.dim), cast(Any, pooling_of(embedder.body.model) or "mean")
         start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * 0.05
         head = Dense(width, 1, bias=True, activation_function=nn.Identity(), init_weight=start, module_output_name="scores")
         nn.init.zeros_(head.linear.bias)
@@ -105,7 +105,10 @@ class Reranker:
         return f"the pair of items {pair[0].key[:12]} ({pair[0].text[:60]!r}) and {pair[1].key[:12]} ({pair[1].text[:60]!r})"
 
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
-        """Log-odds with a graph, as one batch."""
+        """Log-odds with a graph, as one batch, or in turn what the model cannot read together (`Body.kind`)."""
+        kinds = [(self.body.kind(query), self.body.kind(item)) for query, item in pairs]
+        if len(set(kinds)) > 1:
+            return in_turn(pairs, kinds, self.forward)
         features = self.body.features([list(pair) for pair in pairs])
         return self.body.model(features)["scores"].float().squeeze(-1)
 

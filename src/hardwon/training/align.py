@@ -26,13 +26,13 @@ def captions(examples: tuple[Example, ...]) -> list[tuple[Picture, str]]:
     for example in examples:
         for gold in example.gold:
             for one, other in ((example.query, gold), (gold, example.query)):
-                if _is_picture(one) and not other.images:
+                if _is_picture(one) and not other.pictures:
                     found.append((one.images[0], other.text))
     return found
 
 
 def _is_picture(item: Item) -> bool:
-    return len(item.images) == 1 and not item.text
+    return len(item.images) == 1 and item.modality == "image"
 
 
 def align(
