@@ -44,6 +44,22 @@ def test_known_positives_and_related_items_are_no_candidates(pairs, encoder):
     assert set(negatives(mined.examples[3])) == {"st0", "st1", "st2", "st5"}  # a copy of gold under another instruction is gold
 
 
+def test_what_an_example_has_already_is_not_mined_again(angled):
+    examples, encoder = angled
+    given = (Candidate(Item(text="st3", instruction="another instruction")), Candidate(Item(text="st1"), 0.25))
+    examples = (examples[0].adding(given), *examples[1:])
+    mined = mine(examples, encoder, settings=Mining(depth=6, keep=9, selector=Hardest()))
+    first = mined.examples[0]
+    assert first.candidates[:3] == examples[0].candidates
+    assert negatives(first)[2:] == ["st2", "st4", "st5"]
+    found = {verdict: [e.content for e in mined.ledger if (e.row, e.verdict) == (0, verdict)] for verdict in ("kept", "spare")}
+    assert found["kept"] == [Item(text=f"st{n}").content for n in (2, 4, 5)]
+    assert found["spare"] == [Item(text=f"st{n}").content for n in (1, 3, 3)]
+    assert {e.rule for e in mined.ledger if (e.row, e.verdict) == (0, "spare")} == {"a copy of another candidate"}
+    # To others the two copies of one text are one negative.
+    assert negatives(mined.examples[1]) == ["st0", "st2", "st3", "st4", "st5"]
+
+
 def test_a_query_is_not_its_own_negative_nor_is_its_picture(tmp_path, encoder):
     paths = []
     for shade in range(4):
