@@ -161,9 +161,10 @@ def _run(
         torch.manual_seed(generator(settings.seed, "dropout", world.rank, batch.number).getrandbits(62))
         due = settings.report_every and batch.number % settings.report_every == 0
 
-        def watch(report: GradientReport) -> None:
-            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in report.summary().items()}
-            log({"step": batch.number + 1, "gradient": rounded})
+        def watch(report: GradientReport | None) -> None:
+            shares = report.summary() if report else {}
+            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in shares.items()}
+            log({"step": batch.number + 1, "gradient": rounded or None})
 
         return take(model, objective, batch, settings.memory, world, watch if due else None)
 

@@ -39,7 +39,7 @@ class Memory:
     keep_tokens: int | None = None
 
 
-Watch = Callable[[GradientReport], None]
+Watch = Callable[[GradientReport | None], None]
 States = tuple[Tensor, ...]
 
 
@@ -120,7 +120,7 @@ def embedder_step(
         batch: what is encoded.
         memory: what may be held.
         world: the processes that share the work; all of them call this with the same batch.
-        watch: told where the gradient goes.
+        watch: told where the gradient goes; None where that cannot be said.
 
     Raises:
         Diverged: vectors or a loss that are not finite; no gradient was added.
