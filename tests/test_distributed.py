@@ -33,6 +33,7 @@ def two(models, tmp_path_factory):
     """By process: gradients of all cases, what is refused, and sums."""
     works = [(processes.steps, *models), (processes.refusals, models[0])]
     works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0])]
+    works += [(processes.choosing, models[0], gains) for gains in ((1.0, 2.0), (2.0, 1.0))]
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -104,6 +105,18 @@ class TestRefusals:
 
 def test_a_reranker_starts_from_an_embedder_in_every_process(two):
     assert [made[4] for made in two] == ["fine", "fine"]
+
+
+def test_the_first_process_chooses_the_precision_of_all(two):
+    """Each would choose by its own measurement, and float32 here would be added to bfloat16 there."""
+    weights = []
+    for work in (5, 6):
+        first, second = two[0][work], two[1][work]
+        check_equal(first["weights"], first["truth"])
+        check_equal(second["weights"], first["truth"])
+        weights.append(first["weights"])
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert [made[5]["asked"] for made in two] == [1, 0]  # only the first measures
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from hardwon.errors import DataError, RecipeError
 from hardwon.items import Example, Item
 from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
+from hardwon.models.precision import computed_in
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
@@ -62,6 +63,7 @@ def train(
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
+    settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
     if not settings.dropout:
@@ -100,6 +102,15 @@ class _Plan:
     validate: tuple[int, Callable[[], float]] | None
     title: str
     world: World
+
+
+def _settled(settings: Settings, device: torch.device, world: World) -> Settings:
+    """With "auto" replaced by what the first process finds faster: they measure, so two of them could disagree."""
+    if settings.precision != "auto":
+        return settings
+    lower = world.first and computed_in("auto", device.type) == "bf16"
+    agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
+    return replace(settings, precision="bf16" if agreed else "fp32")
 
 
 def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
