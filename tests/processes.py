@@ -24,7 +24,7 @@ from hardwon.errors import Diverged
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
 from hardwon.losses.amplified import Kind
-from hardwon.models import Embedder, Reranker
+from hardwon.models import Embedder, Reranker, precision
 from hardwon.training import Memory, Settings, run, train
 from hardwon.training.batches import listed, shared
 from hardwon.training.objective import LearnedTemperature, Objective
@@ -215,6 +215,27 @@ def interrupted(embedder: str, out: str, dropout: bool) -> dict:
     whole = trained("whole")
     trained("parts", stop=3)
     return {"whole": whole, "parts": trained("parts"), "steps": steps_of}
+
+
+def choosing(embedder: str, gains: Sequence[float]) -> dict:
+    """Weights of a training with precision "auto" where bfloat16 is `gains[rank]` times as fast; who measured that."""
+    world, measured, before = World.current(), [], precision.bf16_gain
+
+    def measure(device: str) -> float:
+        measured.append(device)
+        return gains[world.rank]
+
+    precision.bf16_gain = measure
+    try:
+        model = Embedder.load(embedder, device="cpu")
+        train(model, examples(), InfoNCE(0.1), steps=2, settings=replace(SETTINGS, precision="auto"))
+        asked = len(measured)
+        other = Embedder.load(embedder, device="cpu")
+        truth = "bf16" if gains[0] > precision.GAIN else "fp32"
+        train(other, examples(), InfoNCE(0.1), steps=2, settings=replace(SETTINGS, precision=truth))
+    finally:
+        precision.bf16_gain = before
+    return {"weights": weights_of(model), "truth": weights_of(other), "asked": asked}
 
 
 def foreign(scores, targets):

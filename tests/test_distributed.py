@@ -34,6 +34,7 @@ def two(models, tmp_path_factory):
     """By process: gradients of all cases, what is refused, and sums."""
     works = [(processes.steps, *models), (processes.refusals, models[0])]
     works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0]), (processes.cramped, models[0])]
+    works += [(processes.choosing, models[0], gains) for gains in ((1.0, 2.0), (2.0, 1.0))]
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -108,6 +109,18 @@ def test_one_process_may_run_out_of_memory(two, alone):
         check_same(made[5], alone["sum"])
         assert made[5]["failures"] == ({"forward", "backward"} if rank else set())
         assert made[5]["told"] == rank
+
+
+def test_the_first_process_chooses_the_precision_of_all(two):
+    """Each would choose by its own measurement, and float32 here would be added to bfloat16 there."""
+    weights = []
+    for work in (6, 7):
+        first, second = two[0][work], two[1][work]
+        check_equal(first["weights"], first["truth"])
+        check_equal(second["weights"], first["truth"])
+        weights.append(first["weights"])
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert [made[6]["asked"] for made in two] == [1, 0]  # only the first measures
 
 
 @pytest.fixture(scope="module")

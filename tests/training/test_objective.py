@@ -305,6 +305,19 @@ class TestReport:
         torch.testing.assert_close(made.positive, truth.positive)
         assert made.norm.shape == (3,)
 
+    @pytest.mark.parametrize("loss", [InfoNCE(0.2), InfoNCE(0.2, hardness=3.0) + Pairwise()], ids=str)
+    def test_of_first_queries_with_nothing_to_compare_is_none(self, loss):
+        vectors, asked, offered, targets = problem()
+        known = targets[:]
+        known.comparable[:2] = known.gold[:2]
+        rows, columns = torch.ones(targets.shape).nonzero(as_tuple=True)
+        parts = (matrix[rows, columns] for matrix in (known.gold, known.judged, known.relevance, known.comparable))
+        masked = KnownPairs(targets.shape, rows, columns, *parts)
+        objective = Objective(loss)
+        assert torch.isfinite(objective.slope(vectors, asked, offered, masked).value)  # the batch itself is fine
+        assert objective.report(vectors, asked, offered, masked, most=2) is None
+        assert objective.report(vectors, asked, offered, masked, most=3) is not None
+
     def test_a_step_shows_it_to_whoever_watches(self, tiny_text):
         model, seen = Embedder.load(tiny_text, device="cpu"), []
         model.module.eval()

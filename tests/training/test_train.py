@@ -227,6 +227,20 @@ class TestSettings:
         assert rows_of(tmp_path)[0]["gradient"]["false_negatives"] is None
         assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
+    def test_a_report_that_cannot_be_made_stops_nothing(self, text_model, texts, tmp_path, monkeypatch):
+        """A report looks at the first queries of a batch; here at one, which may have nothing to be compared with."""
+        whole = Objective.report
+        monkeypatch.setattr(Objective, "report", lambda self, *args: whole(self, *args, most=1))
+        everything = frozenset(candidate.item.content for e in texts for candidate in e.candidates)
+        lonely = [replace(e, related=everything, candidates=e.candidates[:1]) for e in texts[4:]]
+        settings = replace(QUICK, batch_size=20, report_every=1)
+        train(text_model, [*texts[:4], *lonely], InfoNCE(0.1), steps=8, settings=settings, out=tmp_path)
+        reports = [row["gradient"] for row in rows_of(tmp_path) if "gradient" in row]
+        assert len(reports) == len(losses_of(tmp_path)) == 8
+        assert None in reports
+        assert any(reports)
+        assert np.isfinite(losses_of(tmp_path)).all()
+
     def test_reports_do_not_disturb(self, fresh_text, texts, weights):
         made = []
         for every in (0, 1):

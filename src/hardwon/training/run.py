@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from hardwon.items import Example, Item
 from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
 from hardwon.models.memory import checkpointed
+from hardwon.models.precision import computed_in
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
@@ -64,6 +65,7 @@ def train(
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
+    settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
     if not settings.dropout:
@@ -103,6 +105,15 @@ class _Plan:
     validate: tuple[int, Callable[[], float]] | None
     title: str
     world: World
+
+
+def _settled(settings: Settings, device: torch.device, world: World) -> Settings:
+    """With "auto" replaced by what the first process finds faster: they measure, so two of them could disagree."""
+    if settings.precision != "auto":
+        return settings
+    lower = world.first and computed_in("auto", device.type) == "bf16"
+    agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
+    return replace(settings, precision="bf16" if agreed else "fp32")
 
 
 def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
@@ -164,9 +175,10 @@ def _run(
         torch.manual_seed(generator(settings.seed, "dropout", world.rank, batch.number).getrandbits(62))
         due = settings.report_every and batch.number % settings.report_every == 0
 
-        def watch(report: GradientReport) -> None:
-            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in report.summary().items()}
-            log({"step": batch.number + 1, "gradient": rounded})
+        def watch(report: GradientReport | None) -> None:
+            shares = report.summary() if report else {}
+            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in shares.items()}
+            log({"step": batch.number + 1, "gradient": rounded or None})
 
         return take(model, objective, batch, room, world, watch if due else None)
 

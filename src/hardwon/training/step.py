@@ -49,7 +49,7 @@ class Memory:
         return Room(self.chunk_tokens, self.keep_tokens)
 
 
-Watch = Callable[[GradientReport], None]
+Watch = Callable[[GradientReport | None], None]
 States = tuple[Tensor, ...]
 
 
@@ -205,7 +205,7 @@ def embedder_step(
         batch: what is encoded.
         memory: what may be held; the room of a training, where several steps share it.
         world: the processes that share the work; all of them call this with the same batch.
-        watch: told where the gradient goes.
+        watch: told where the gradient goes; None where that cannot be said.
 
     Raises:
         Diverged: vectors or a loss that are not finite; no gradient was added.
