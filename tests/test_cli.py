@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hardwon import artifacts, cli
 
-VERBS = ("demo", "run", "train", "mine", "evaluate", "index", "search", "inspect", "assets")
+VERBS = ("demo", "run", "train", "mine", "evaluate", "index", "search", "inspect", "assets", "doctor")
 RECIPE = """
 from dataclasses import dataclass
 from typing import ClassVar
