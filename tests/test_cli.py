@@ -258,3 +258,40 @@ def test_assets_are_listed_with_their_licences(call, monkeypatch, tmp_path):
     for name in assets.ASSETS:
         assert name in out
     assert "Apache-2.0" in out
+
+
+def test_the_doctor_prints_a_table(call, tiny_text, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = call("doctor", tiny_text, "--device", "cpu")
+    assert code == 0
+    assert "examining: 12/12 steps" in err
+    words = " ".join(out.split())
+    assert re.search(r"by SentenceTransformer\(path\) 10 \S+ 1e-05 ok [\w ]+", words)
+    assert re.search(r"reads text; up to 64 tokens, padding right vectors 32 wide, compared by cosine prompts none", words)
+    assert "note It reads no pictures" in words
+    assert re.search(r"all 1\d checks passed", words)
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_the_doctor_says_what_to_do_and_fails(call, tiny_text):
+    code, out, _ = call("doctor", tiny_text, "--device", "cpu", "--tolerance", "1e-30")
+    assert code == 1
+    words = " ".join(out.split())
+    assert "FAILED" in words
+    assert re.search(r"in batches; .*: A vector depends on what shares its batch", words)
+    assert re.search(r"\d of 1\d checks failed Mend what failed first", words)
+
+
+def test_the_doctor_prints_json(call, tiny_text):
+    code, out, _ = call("doctor", tiny_text, "--device", "cpu", "--json", "--tolerance", "1e-30")
+    assert code == 1
+    found = json.loads(out)
+    assert found["passed"] is False
+    assert found["facts"]["dimension"] == 32
+    assert {"name", "probes", "largest", "worst", "limit", "remark", "passed"} == set(found["rows"][0])
+
+
+def test_the_doctor_of_no_model(call, tmp_path):
+    code, out, err = call("doctor", tmp_path)
+    assert (code, out) == (1, "")
+    assert "holds no model: it has neither modules.json nor config.json" in err

@@ -40,12 +40,16 @@ def _stages(recipe: str, settings: list[str]) -> tuple[Any, ...]:
     return changed(load(recipe), settings)
 
 
-def _workspace(out: Path) -> Any:
+def _hide_loading() -> None:
     from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
+
+
+def _workspace(out: Path) -> Any:
     from hardwon.stages import Workspace
 
-    logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
+    _hide_loading()
     return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
 
 
@@ -228,11 +232,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Examine a model: see `hardwon.models.doctor`."""
-    from transformers.utils import logging
-
     from hardwon.models.doctor import examine
 
-    logging.disable_progress_bar()
+    _hide_loading()
     found = examine(model, device=device, tolerance=tolerance, progress="examining")
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))

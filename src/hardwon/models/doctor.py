@@ -36,7 +36,7 @@ from hardwon.models.examination import (
     Examination,
 )
 from hardwon.models.facts import Facts, collect, pooling
-from hardwon.models.loading import as_it_is
+from hardwon.models.loading import ENDLESS, as_it_is
 from hardwon.models.precision import GAIN, bf16_gain
 from hardwon.models.probes import Probe, long_probes, short_probes
 from hardwon.pictures import open_picture
@@ -45,6 +45,7 @@ WHOLE, HALF = 1e-5, 1e-3  # differences of cosine that are allowed: weights in f
 ALIKE = 0.999999  # two probes with a higher cosine than this are one to the model
 UNIT = 1e-3  # how far from 1 the length of a vector may be
 LENGTH = 512  # tokens to which texts are cut during the examination, unless pictures need more
+HEAVY = 2**28  # bytes of weights
 BATCH_TOKENS = 16_384  # of the batches that probes are compared in
 STEPS = (READ, TOGETHER, REVERSED, ENCODED, FILLED, COARSE, "speed", "saving", PLAIN, PLAIN_TOGETHER, COPY, PLAIN_COPY)
 
@@ -59,6 +60,7 @@ class _Case:
     length: int  # tokens to which texts are cut
     size: int  # probes of a batch
     wide: bool  # whether the weights are in float32
+    heavy: bool  # whether they are many
     fused: bool
     settings: dict[str, Any]  # of processing, as hardwon has them
     rows: list[Check] = field(default_factory=list)
@@ -102,9 +104,9 @@ def examine(path: str | Path, *, device: str | None = None, tolerance: float | N
     with maybe_bar(progress, len(STEPS), "steps") as advance, tempfile.TemporaryDirectory(prefix="hardwon-doctor-") as scratch:
         copy = Path(scratch) / "copy"
         case, facts = _ours(path, device, tolerance, copy, advance)
-        _release()
+        _release(case)
         _theirs(case, path, device, advance)
-        _release()
+        _release(case)
         _copies(case, copy, device, advance)
     rows = sorted(case.rows, key=lambda row: ORDER.index(row.name))
     return Examination(str(path), tuple(rows), facts, tuple(case.notes))
@@ -185,14 +187,15 @@ def _truth(embedder: Embedder, probes: Sequence[Probe], notes: list[str], tolera
         length=int(body.model.max_seq_length),
         size=max(2, BATCH_TOKENS // longest),
         wide=wide,
+        heavy=sum(p.numel() * p.element_size() for p in body.model.parameters()) > HEAVY,
         fused=body.fused,
         settings=dict(getattr(body.model[0], "processing_kwargs", None) or {}),
         notes=notes,
     )
     worst, why = next(iter(refused.items()), ("", ""))
-    case.rows.append(Check(READ, len(made) + len(refused), len(refused), worst, 0, why))
+    case.rows.append(Check(READ, len(made) + len(refused), float(len(refused)), worst, 0.0, why))
     wrong = [probe.name for probe, vector in made.items() if not np.isfinite(vector).all()]
-    case.rows.append(Check(FINITE, len(made), len(wrong), next(iter(wrong), ""), 0))
+    case.rows.append(Check(FINITE, len(made), float(len(wrong)), next(iter(wrong), ""), 0.0))
     off = np.abs(np.linalg.norm(case.truth.astype(float), axis=1) - 1)
     off = np.where(np.isfinite(off), off, np.inf)
     case.rows.append(Check(ONE, len(made), float(off.max()), case.probes[int(off.argmax())].name if off.max() else "", UNIT))
@@ -265,6 +268,11 @@ def _theirs(case: _Case, path: str | Path, device: str | None, advance: Callable
             f"SentenceTransformer(path) does not know them: its vectors are off by up to {apart.max():.2g} and depend on "
             f"their neighbours. Tell it so: model[0].processing_kwargs = {case.settings}. Below it was told."
         )
+    if not model.max_seq_length or model.max_seq_length >= ENDLESS:
+        case.notes.append(
+            "Its tokenizer names no maximum length. Plain SentenceTransformer(path) cuts nothing, so a long text may break it; "
+            "hardwon takes the number of positions of the language model, and keeps that in what it saves."
+        )
     vectors = case.compare(PLAIN, lambda: _encoded(case, model, 1, case.settings), plain=True)
     advance(note=PLAIN_TOGETHER)
     case.compare(PLAIN_TOGETHER, lambda: _encoded(case, model, case.size, case.settings), plain=True)
@@ -292,7 +300,7 @@ def _copies(case: _Case, copy: Path, device: str | None, advance: Callable[..., 
         return _encoded(case, as_it_is(SentenceTransformer, copy, device), 1, {})
 
     case.compare(COPY, again)
-    _release()
+    _release(case)
     advance(note=PLAIN_COPY)
     case.compare(PLAIN_COPY, plainly, plain=True)
     advance()
@@ -326,8 +334,9 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:240]}"
 
 
-def _release() -> None:
+def _release(case: _Case) -> None:
     """Give the memory of a model back before the next is loaded."""
-    gc.collect()
+    if case.heavy:  # its parts refer to each other; for a small model a collection takes longer than it is worth
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

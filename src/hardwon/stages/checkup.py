@@ -1,5 +1,6 @@
 """What the doctor found, for people: a table in the terminal."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,14 +20,17 @@ def show(found: Examination, to: Console | None = None) -> None:
     for name, value in _told(found.facts).items():
         facts.add_row(name, escape(value))
     console.print(facts, "")
-    table = Table("check", "probes", "largest", "allowed", "by the probe", "", title_justify="left")
-    table.columns[0].no_wrap = True
+    table = Table(
+        "check", "probes", "largest", "allowed", "", "by the probe", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for column in table.columns[:-1]:
+        column.no_wrap = True  # what gives way in a narrow window is the name of the probe
     for column in table.columns[1:4]:
-        column.justify, column.no_wrap = "right", True
+        column.justify = "right"
     for row in found.rows:
         verdict = "[dim]-[/]" if row.limit is None else "[green]ok[/]" if row.passed else "[bold red]FAILED[/]"
         allowed = "-" if row.limit is None else f"{row.limit:g}"
-        table.add_row(row.name, str(row.probes), _largest(row), allowed, escape(row.worst), verdict)
+        table.add_row(row.name, str(row.probes), _largest(row), allowed, verdict, escape(row.worst))
     console.print(table)
     console.print("[dim]Differences of cosine from the same probe encoded alone by hardwon, but for the first four rows.[/]")
     for note in found.notes:
