@@ -167,9 +167,9 @@ class TestAny:
         assert [note for note in found.notes if "1 x 3000" in note and "aspect ratio" in note] != [] or not refused
         assert read[READ] == (18 if any_model.name in vlms.DUAL else 22) - refused
         assert (FILLED in read) == (any_model.name in vlms.DECODERS)
-        told = [note for note in found.notes if "processing_kwargs" in note]
+        told = [note for note in found.notes if "hardwon loads it with" in note]
         assert len(told) == (any_model.name == "siglip")  # as a plain user has to be told
-        assert all("off by up to 0." in note for note in told)
+        assert all("'padding': 'max_length'" in n and "off by up to 0." in n and "depend on what shares" in n for n in told)
 
     def test_pictures_of_one_pixel(self, any_model, shapes):
         assert np.isfinite(any_model.ours.encode([Item(images=(shapes[name],)) for name in ("dot", "line")])).all()
@@ -309,6 +309,13 @@ class TestDecoder:
         alone = np.concatenate([decoder.theirs.encode([item]) for item in items])
         assert apart(alone) > 1e-3
         np.testing.assert_allclose(decoder.theirs.encode(items), alone, atol=1e-5)
+
+
+def test_the_doctor_says_how_a_bare_decoder_is_pooled(models):
+    found = examine(vlms.bare(models["qwen3-vl"].folder), device="cpu")
+    assert found.passed
+    assert any("with pooling 'lasttoken' instead of 'mean'" in note and "off by up to 0." in note for note in found.notes)
+    assert any("guess how to pool: lasttoken" in note for note in found.notes)
 
 
 class TestDual:

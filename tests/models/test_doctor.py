@@ -103,8 +103,23 @@ class TestSound:
     def test_a_model_without_a_way_of_pooling(self, tiny_text):
         found = examine(tiny_text.with_name(tiny_text.name + "-parts"), device="cpu")
         assert found.passed
-        assert any("has no modules.json" in note and "pool: mean" in note for note in found.notes)
-        assert any("gives vectors of length" in note for note in found.notes)  # nothing normalises them
+        assert any("has no modules.json" in note and "how to pool: mean" in note for note in found.notes)
+        assert any("gives vectors of length" in note for note in found.notes)  # nothing normalises them there
+
+    @pytest.mark.parametrize("name", ["tiny_text", "tiny_vlm"])
+    def test_a_default_prompt(self, name, tmp_path, request):
+        folder = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "model"))
+        change(folder / "config_sentence_transformers.json", prompts={"query": "find: "}, default_prompt_name="query")
+        found = examine(folder, device="cpu")
+        assert found.passed
+        assert (found.facts.prompts["query"], found.facts.default_prompt) == ("find: ", "query")
+
+    def test_an_instruction_for_each_kind_of_item(self, tiny_vlm, tmp_path):
+        told = {"text": "find it", "image": "the"}
+        Embedder.load(tiny_vlm, instruction=told, device="cpu").save(tmp_path / "model")
+        found = examine(tmp_path / "model", device="cpu")
+        assert found.passed
+        assert any("prompt_name='text'" in note for note in found.notes)
 
     def test_a_length_without_end(self, tiny_vlm, tmp_path):
         folder = Path(shutil.copytree(tiny_vlm, tmp_path / "model"))

@@ -16,6 +16,7 @@ import torch
 
 from hardwon.errors import ModelError
 from hardwon.models.body import Body
+from hardwon.models.card import pooling_of
 from hardwon.models.embedder import Embedder, maybe_bar
 from hardwon.models.examination import (
     APART,
@@ -35,8 +36,9 @@ from hardwon.models.examination import (
     Check,
     Examination,
 )
-from hardwon.models.facts import Facts, collect, pooling
-from hardwon.models.loading import ENDLESS, as_it_is
+from hardwon.models.facts import Facts, collect
+from hardwon.models.loading import ENDLESS, as_it_is, settle_filling, settle_vectors
+from hardwon.models.lora import has_adapter
 from hardwon.models.precision import GAIN, bf16_gain
 from hardwon.models.probes import Probe, long_probes, short_probes
 from hardwon.pictures import open_picture
@@ -62,7 +64,7 @@ class _Case:
     wide: bool  # whether the weights are in float32
     heavy: bool  # whether they are many
     fused: bool
-    settings: dict[str, Any]  # of processing, as hardwon has them
+    settings: dict[str, Any]  # as hardwon has them
     rows: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -137,8 +139,8 @@ def _ours(
     probes, notes = short_probes(embedder.body)
     if Path(path).is_dir() and not (Path(path) / "modules.json").exists():
         notes.append(
-            f"It has no modules.json, so sentence-transformers chose how to pool: {pooling(model)}. "
-            "Is that how the model was trained? Most decoders are read at their last token."
+            f"It has no modules.json, so hardwon had to guess how to pool: {pooling_of(model) or 'the model does'}. If it was "
+            "trained otherwise, say so once, Embedder.load(path, pooling=...), and save it."
         )
     length = min(own_length, max(LENGTH, 2 * max(embedder.cost(probe.item) for probe in probes)))
     if length < own_length:
@@ -155,7 +157,7 @@ def _ours(
     model.max_seq_length = own_length
     advance(note="saving")
     embedder.save(copy)
-    if (copy / "adapter_config.json").exists():
+    if has_adapter(model):
         case.notes.append(
             "It is an adapter: the saved copy holds the adapter alone and needs the base model to stay where it is."
         )
@@ -189,7 +191,7 @@ def _truth(embedder: Embedder, probes: Sequence[Probe], notes: list[str], tolera
         wide=wide,
         heavy=sum(p.numel() * p.element_size() for p in body.model.parameters()) > HEAVY,
         fused=body.fused,
-        settings=dict(getattr(body.model[0], "processing_kwargs", None) or {}),
+        settings=_settings(body.model),
         notes=notes,
     )
     worst, why = next(iter(refused.items()), ("", ""))
@@ -224,7 +226,7 @@ def _apart(embedder: Embedder, case: _Case) -> Check:
 
 def _tokens(body: Body, probe: Probe) -> dict[str, bytes]:
     """What the model is shown, in bytes."""
-    features = body.features([[probe.item]])
+    features = body.features([[probe.item]], body.prompt(probe.item))
     made = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
     return {name: value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for name, value in made.items()}
 
@@ -243,7 +245,7 @@ def _in_batches(case: _Case, embedder: Embedder, advance: Callable[..., None]) -
     case.compare(ENCODED, lambda: embedder.encode(items))
     advance(note=FILLED)
     body = embedder.body
-    if pooling(body.model) == "lasttoken" and body.tokenizer.padding_side in ("left", "right"):
+    if pooling_of(body.model) == "lasttoken" and body.tokenizer.padding_side in ("left", "right"):
         side = body.tokenizer.padding_side
         body.tokenizer.padding_side = "right" if side == "left" else "left"
         case.compare(FILLED, lambda: batches(embedder, items))
@@ -261,27 +263,50 @@ def _theirs(case: _Case, path: str | Path, device: str | None, advance: Callable
     from sentence_transformers import SentenceTransformer
 
     model = as_it_is(SentenceTransformer, path, device)
-    if dict(getattr(model[0], "processing_kwargs", None) or {}) != case.settings:
-        apart = difference(case.truth[case.plain], _encoded(case, model, 1, {}))
+    if any(model.prompts.get(probe.item.modality) for probe in case.probes):
         case.notes.append(
-            f"hardwon loads it with processing_kwargs={case.settings} and keeps them in what it saves. Plain "
-            f"SentenceTransformer(path) does not know them: its vectors are off by up to {apart.max():.2g} and depend on "
-            f"their neighbours. Tell it so: model[0].processing_kwargs = {case.settings}. Below it was told."
+            "It has an instruction for each kind of item. Plain sentence-transformers is asked with it by name: "
+            "encode(texts, prompt_name='text'), likewise 'image' and 'image+text'."
         )
     if not model.max_seq_length or model.max_seq_length >= ENDLESS:
         case.notes.append(
             "Its tokenizer names no maximum length. Plain SentenceTransformer(path) cuts nothing, so a long text may break it; "
             "hardwon takes the number of positions of the language model, and keeps that in what it saves."
         )
-    vectors = case.compare(PLAIN, lambda: _encoded(case, model, 1, case.settings), plain=True)
+    if (theirs := _settings(model)) != case.settings:
+        _note_settings(case, model, theirs)
+        settle_vectors(model, path, None)
+        settle_filling(model)
+    vectors = case.compare(PLAIN, lambda: _encoded(case, model, 1), plain=True)
     advance(note=PLAIN_TOGETHER)
-    case.compare(PLAIN_TOGETHER, lambda: _encoded(case, model, case.size, case.settings), plain=True)
+    case.compare(PLAIN_TOGETHER, lambda: _encoded(case, model, case.size), plain=True)
     lengths = np.linalg.norm(vectors, axis=1)
     if len(lengths) and np.abs(lengths - 1).max() > 10 * UNIT:  # 16 bits cannot be nearer
         case.notes.append(
             f"SentenceTransformer(path) gives vectors of length {lengths.min():.3g} to {lengths.max():.3g}, hardwon those of "
-            "length 1: compare by cosine, or encode with normalize_embeddings=True."
+            "length 1: compare by cosine, or encode with normalize_embeddings=True. What hardwon saves does so by itself."
         )
+
+
+def _note_settings(case: _Case, model: Any, theirs: dict[str, Any]) -> None:
+    """Say what is different for people who load the model without hardwon, and by how much."""
+    told = [f"{name} {mine!r} instead of {theirs[name]!r}" for name, mine in case.settings.items() if mine != theirs[name]]
+    try:
+        alone, together = (_encoded(case, model, size) for size in (1, case.size))
+        off = f"are off by up to {difference(case.truth[case.plain], alone).max():.2g}"
+        if difference(alone, together).max() > case.limit:
+            off += " and depend on what shares their batch"
+    except Exception as error:  # whatever goes wrong inside a model
+        off = f"cannot be made ({_brief(error)})"
+    case.notes.append(
+        f"hardwon loads it with {' and '.join(told)}, and keeps that in what it saves. SentenceTransformer(path) does not: "
+        f"its vectors {off}. The rows are about SentenceTransformer with hardwon's settings."
+    )
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What hardwon may have settled otherwise than the folder says."""
+    return {"pooling": pooling_of(model), "processing_kwargs": dict(getattr(model[0], "processing_kwargs", None) or {})}
 
 
 def _copies(case: _Case, copy: Path, device: str | None, advance: Callable[..., None]) -> None:
@@ -297,7 +322,7 @@ def _copies(case: _Case, copy: Path, device: str | None, advance: Callable[..., 
     def plainly() -> np.ndarray:
         from sentence_transformers import SentenceTransformer
 
-        return _encoded(case, as_it_is(SentenceTransformer, copy, device), 1, {})
+        return _encoded(case, as_it_is(SentenceTransformer, copy, device), 1)
 
     case.compare(COPY, again)
     _release(case)
@@ -306,21 +331,22 @@ def _copies(case: _Case, copy: Path, device: str | None, advance: Callable[..., 
     advance()
 
 
-def _encoded(case: _Case, model: Any, size: int, settings: dict[str, Any]) -> np.ndarray:
+def _encoded(case: _Case, model: Any, size: int) -> np.ndarray:
     """Vectors of plain sentence-transformers, [n d], in the words of its users but always explicit: text is never a path."""
     model.max_seq_length = case.length
     items = [case.probes[n].item for n in case.plain]
-    rows = []
-    for item in items:
-        pictures = [open_picture(picture) for picture in item.images]
-        row: dict[str, Any] = {"image": pictures if len(pictures) > 1 else pictures[0]} if pictures else {}
-        rows.append(row | ({"text": item.text} if item.text else {}))
-    more = {"processing_kwargs": settings} if settings else {}
-    kinds = [0 if case.fused else int(bool(item.images)) for item in items]  # a dual encoder reads one kind at a time
+    groups: dict[tuple[bool, str], list[int]] = {}  # a dual encoder reads one kind at a time, and a call has one prompt
+    for n, item in enumerate(items):
+        name = item.modality if model.prompts.get(item.modality) else ""
+        groups.setdefault((not case.fused and bool(item.images), name), []).append(n)
     made: dict[int, np.ndarray] = {}
-    for kind in sorted(set(kinds)):
-        chosen = [n for n, one in enumerate(kinds) if one == kind]
-        vectors = model.encode([rows[n] for n in chosen], batch_size=size, show_progress_bar=False, **more)
+    for (_, name), chosen in groups.items():
+        rows = []
+        for item in (items[n] for n in chosen):
+            pictures = [open_picture(picture) for picture in item.images]
+            row: dict[str, Any] = {"image": pictures if len(pictures) > 1 else pictures[0]} if pictures else {}
+            rows.append(row | ({"text": item.text} if item.text else {}))
+        vectors = model.encode(rows, prompt_name=name or None, batch_size=size, show_progress_bar=False)
         made.update(zip(chosen, vectors, strict=True))
     return np.stack([made[n] for n in range(len(items))])
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
 from hardwon.items import Item
+from hardwon.models.card import pooling_of
 from hardwon.models.embedder import Embedder
 from hardwon.models.probes import WORDS, encoded, shades
 
@@ -81,7 +81,7 @@ def collect(embedder: Embedder, max_length: int) -> Facts:
         dimension=embedder.dim,
         max_length=max_length,
         padding_side=str(getattr(body.tokenizer, "padding_side", "")),
-        pooling=pooling(model),
+        pooling=pooling_of(model) or "its own",
         similarity=str(model.similarity_fn_name),
         prompts=dict(model.prompts),
         default_prompt=model.default_prompt_name or "",
@@ -97,15 +97,6 @@ def collect(embedder: Embedder, max_length: int) -> Facts:
         pictures_per_s=_speed(embedder, _pictures()) if "image" in body.modalities else 0.0,
         versions={name: version(name) for name in PACKAGES},
     )
-
-
-def pooling(model: Any) -> str:
-    """Which tokens make the vector: "mean", "lasttoken" ...; several joined by "+"."""
-    for module in model:
-        mode = getattr(module, "pooling_mode", None)
-        if mode:
-            return mode if isinstance(mode, str) else "+".join(mode)
-    return "its own"
 
 
 def _texts() -> list[Item]:

@@ -45,6 +45,7 @@ def as_it_is(kind: Any, path: str | Path, device: str | None, options: Options |
         ModelError: nothing there, not a model, or weights of another shape.
         MissingExtra: the model's processor needs a package that is not installed.
     """
+    told = (options or Options()).loading
     folder = Path(path)
     adapter = (folder / "adapter_config.json").exists()
     if adapter:
@@ -56,7 +57,7 @@ def as_it_is(kind: Any, path: str | Path, device: str | None, options: Options |
         local = folder.is_dir() and not adapter
         # In full, since an adapter that is saved keeps the name of its base.
         name = str(folder.resolve()) if folder.is_dir() else str(path)
-        return kind(name, device=device, trust_remote_code=False, local_files_only=local, model_kwargs=(options or Options()).loading)
+        return kind(name, device=device, trust_remote_code=False, local_files_only=local, model_kwargs=told)
     except ImportError as error:
         if "torchvision" in str(error).lower():
             raise MissingExtra("torchvision", "vlm") from error
