@@ -1,6 +1,7 @@
 """The command line: every verb, and messages instead of tracebacks."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -273,21 +274,50 @@ def test_the_doctor_prints_a_table(call, tiny_text, monkeypatch):
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
-def test_the_doctor_says_what_to_do_and_fails(call, tiny_text):
-    code, out, _ = call("doctor", tiny_text, "--device", "cpu", "--tolerance", "1e-30")
+@pytest.fixture
+def ill(monkeypatch):
+    """A model that the doctor finds something wrong with, and what the doctor was asked."""
+    from hardwon.models import doctor
+    from hardwon.models.examination import Check, Examination
+    from hardwon.models.facts import Facts
+
+    facts = Facts("BertModel", ("text",), False, 32, 64, "right", "mean", "cosine", {"query": "find: "}, "query", 9, 5, 36,
+                  ("float32",), "", "cpu", 0, 0, 5.0, 0.0, {"torch": "2"})  # fmt: skip
+    rows = (
+        Check("every probe is read", 3, 1.0, "English", 0.0, "ValueError: [/bold] is no word"),
+        Check("in batches", 2, 0.25, "German", 1e-5),
+        Check("as encode() batches them", 2, math.inf, limit=1e-5),
+        Check("saved: by hardwon", 2, 0.0, limit=1e-5),
+        Check("computed in bfloat16", 2, 0.5, "German"),
+    )
+    asked = []
+    made = Examination("[model]", rows, facts, ("[/red] is a word",))
+    monkeypatch.setattr(doctor, "examine", lambda *given, **more: asked.append((given, more)) or made)
+    return asked
+
+
+def test_the_doctor_says_what_to_do_and_fails(call, ill):
+    code, out, _ = call("doctor", "some/model", "--device", "cpu", "--tolerance", "1e-3")
     assert code == 1
+    assert ill == [(("some/model",), {"device": "cpu", "tolerance": 1e-3, "progress": "examining"})]
     words = " ".join(out.split())
-    assert "FAILED" in words
-    assert re.search(r"in batches; .*: A vector depends on what shares its batch", words)
-    assert re.search(r"\d of 1\d checks failed Mend what failed first", words)
+    for part in (
+        "[model]", "9, 4 of them frozen", "query 'find: '; query unless told otherwise", "note [/red] is a word",
+        "in batches 2 2.5e-01 1e-05 FAILED German", "saved: by hardwon 2 0 1e-05 ok", "bfloat16 2 5.0e-01 - - German",
+        "every probe is read (ValueError: [/bold] is no word): Processor and weights do not fit",
+        "in batches; as encode() batches them: A vector depends on what shares its batch",  # said once
+        "3 of 4 checks failed Mend what failed first",
+    ):  # fmt: skip
+        assert part in words
 
 
-def test_the_doctor_prints_json(call, tiny_text):
-    code, out, _ = call("doctor", tiny_text, "--device", "cpu", "--json", "--tolerance", "1e-30")
+def test_the_doctor_prints_json(call, ill):
+    code, out, _ = call("doctor", "some/model", "--json")
     assert code == 1
     found = json.loads(out)
     assert found["passed"] is False
     assert found["facts"]["dimension"] == 32
+    assert [row["largest"] for row in found["rows"]] == [1.0, 0.25, None, 0.0, 0.5]
     assert {"name", "probes", "largest", "worst", "limit", "remark", "passed"} == set(found["rows"][0])
 
 

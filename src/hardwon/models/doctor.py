@@ -59,7 +59,8 @@ class _Case:
     probes: tuple[Probe, ...]
     truth: np.ndarray
     limit: float
-    length: int  # tokens to which texts are cut
+    length: int  # tokens to which texts are cut here
+    own_length: int  # and outside
     size: int  # probes of a batch
     wide: bool  # whether the weights are in float32
     heavy: bool  # whether they are many
@@ -149,7 +150,7 @@ def _ours(
     if "text" in embedder.body.modalities:
         probes += long_probes(length, "image" in embedder.body.modalities and embedder.body.fused)
     with torch.no_grad(), embedder.evaluating():
-        case = _truth(embedder, probes, notes, tolerance)
+        case = _truth(embedder, probes, notes, tolerance, own_length)
         advance(note=TOGETHER)
         _in_batches(case, embedder, advance)
     advance(note="speed")
@@ -164,7 +165,7 @@ def _ours(
     return case, facts
 
 
-def _truth(embedder: Embedder, probes: Sequence[Probe], notes: list[str], tolerance: float | None) -> _Case:
+def _truth(embedder: Embedder, probes: Sequence[Probe], notes: list[str], tolerance: float | None, own_length: int) -> _Case:
     """Every probe alone, and what can be said about those vectors."""
     made: dict[Probe, np.ndarray] = {}
     refused: dict[str, str] = {}
@@ -187,6 +188,7 @@ def _truth(embedder: Embedder, probes: Sequence[Probe], notes: list[str], tolera
         truth=np.stack(list(made.values())),
         limit=tolerance if tolerance is not None else WHOLE if wide else HALF,
         length=int(body.model.max_seq_length),
+        own_length=own_length,
         size=max(2, BATCH_TOKENS // longest),
         wide=wide,
         heavy=sum(p.numel() * p.element_size() for p in body.model.parameters()) > HEAVY,
@@ -313,16 +315,21 @@ def _copies(case: _Case, copy: Path, device: str | None, advance: Callable[..., 
     """What was saved, as we load it and as anybody does."""
     advance(note=COPY)
 
+    def checked(model: Any) -> Any:
+        if model.max_seq_length != case.own_length:
+            raise ModelError(f"its maximum length is {model.max_seq_length}, that of the original is {case.own_length}")
+        return model
+
     def again() -> np.ndarray:
         embedder = Embedder.load(copy, device=device)
-        embedder.body.model.max_seq_length = case.length
+        checked(embedder.body.model).max_seq_length = case.length
         with torch.no_grad(), embedder.evaluating():
             return np.concatenate([_numbers(embedder.forward([probe.item])) for probe in case.probes])
 
     def plainly() -> np.ndarray:
         from sentence_transformers import SentenceTransformer
 
-        return _encoded(case, as_it_is(SentenceTransformer, copy, device), 1)
+        return _encoded(case, checked(as_it_is(SentenceTransformer, copy, device)), 1)
 
     case.compare(COPY, again)
     _release(case)
