@@ -32,6 +32,8 @@ def tiny_vlm(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory):
     """Folder of a model that reads text only; never write into it."""
+    import hardwon.models  # noqa: F401  (before anything imports transformers: see torchvision_guard)
+
     return tiny.build_text(tmp_path_factory.mktemp("tiny") / "text")
 
 

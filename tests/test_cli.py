@@ -1,6 +1,7 @@
 """The command line: every verb, and messages instead of tracebacks."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from hardwon import artifacts, cli
 from hardwon.items import Item
 
-VERBS = ("demo", "run", "train", "mine", "evaluate", "index", "search", "inspect", "assets")
+VERBS = ("demo", "run", "train", "mine", "evaluate", "index", "search", "inspect", "assets", "doctor")
 RECIPE = """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -266,3 +267,69 @@ def test_what_a_row_of_results_says():
     red, blue = Path("red.png"), Path("blue.png")
     assert cli._what(Item(text="a kite", images=(red, blue))) == "a kite red.png blue.png"
     assert cli._what(Item(video=(blue, red, red))) == "blue.png (3 frames)"
+
+
+def test_the_doctor_prints_a_table(call, tiny_text, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = call("doctor", tiny_text, "--device", "cpu")
+    assert code == 0
+    assert "examining: 12/12 steps" in err
+    words = " ".join(out.split())
+    assert re.search(r"by SentenceTransformer\(path\) 10 \S+ 1e-05 ok [\w ]+", words)
+    assert re.search(r"reads text; up to 64 tokens, padding right vectors 32 wide, compared by cosine prompts none", words)
+    assert "note It reads no pictures" in words
+    assert re.search(r"all 1\d checks passed", words)
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+@pytest.fixture
+def ill(monkeypatch):
+    """A model that the doctor finds something wrong with, and what the doctor was asked."""
+    from hardwon.models import doctor
+    from hardwon.models.examination import Check, Examination
+    from hardwon.models.facts import Facts
+
+    facts = Facts("BertModel", ("text",), False, 32, 64, "right", "mean", "cosine", {"query": "find: "}, "query", 9, 5, 36,
+                  ("float32",), "", "cpu", 0, 0, 5.0, 0.0, {"torch": "2"})  # fmt: skip
+    rows = (
+        Check("every probe is read", 3, 1.0, "English", 0.0, "ValueError: [/bold] is no word"),
+        Check("in batches", 2, 0.25, "German", 1e-5),
+        Check("as encode() batches them", 2, math.inf, limit=1e-5),
+        Check("saved: by hardwon", 2, 0.0, limit=1e-5),
+        Check("computed in bfloat16", 2, 0.5, "German"),
+    )
+    asked = []
+    made = Examination("[model]", rows, facts, ("[/red] is a word",))
+    monkeypatch.setattr(doctor, "examine", lambda *given, **more: asked.append((given, more)) or made)
+    return asked
+
+
+def test_the_doctor_says_what_to_do_and_fails(call, ill):
+    code, out, _ = call("doctor", "some/model", "--device", "cpu", "--tolerance", "1e-3")
+    assert code == 1
+    assert ill == [(("some/model",), {"device": "cpu", "tolerance": 1e-3, "progress": "examining"})]
+    words = " ".join(out.split())
+    for part in (
+        "[model]", "9, 4 of them frozen", "query 'find: '; query unless told otherwise", "note [/red] is a word",
+        "in batches 2 2.5e-01 1e-05 FAILED German", "saved: by hardwon 2 0 1e-05 ok", "bfloat16 2 5.0e-01 - - German",
+        "every probe is read (ValueError: [/bold] is no word): Processor and weights do not fit",
+        "in batches; as encode() batches them: A vector depends on what shares its batch",  # said once
+        "3 of 4 checks failed Mend what failed first",
+    ):  # fmt: skip
+        assert part in words
+
+
+def test_the_doctor_prints_json(call, ill):
+    code, out, _ = call("doctor", "some/model", "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["passed"] is False
+    assert found["facts"]["dimension"] == 32
+    assert [row["largest"] for row in found["rows"]] == [1.0, 0.25, None, 0.0, 0.5]
+    assert {"name", "probes", "largest", "worst", "limit", "remark", "passed"} == set(found["rows"][0])
+
+
+def test_the_doctor_of_no_model(call, tmp_path):
+    code, out, err = call("doctor", tmp_path)
+    assert (code, out) == (1, "")
+    assert "holds no model: it has neither modules.json nor config.json" in err

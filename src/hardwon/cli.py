@@ -41,12 +41,16 @@ def _stages(recipe: str, settings: list[str]) -> tuple[Any, ...]:
     return changed(load(recipe), settings)
 
 
-def _workspace(out: Path) -> Any:
+def _hide_loading() -> None:
     from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
+
+
+def _workspace(out: Path) -> Any:
     from hardwon.stages import Workspace
 
-    logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
+    _hide_loading()
     return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
 
 
@@ -210,6 +214,41 @@ def assets() -> None:
     for name, folder in folders.items():
         table.add_row(name, f"{ASSETS[name].package} {ASSETS[name].version}", ASSETS[name].licence, str(folder))
     Console().print(table)
+
+
+@app.command(
+    help="Check that a model gives the same vectors however it is asked, and say what the model is.\n\n"
+    "A fixed set of texts and pictures is encoded one by one and in batches, in another order, filled up on the other side, by "
+    "hardwon and by plain SentenceTransformer(MODEL), from the folder and from a saved copy. Each row shows the largest "
+    "difference of cosine and the probe that has it. When a row is above the tolerance, a line says what to do, and the exit "
+    "code is 1. The copy takes as much room in the temporary folder as the model.\n\n"
+    "Example: [bold]hardwon doctor runs/demo/round2/model[/]"
+)
+def doctor(
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder with a model or an adapter, or a name on the hub.", metavar="MODEL", show_default=False),
+    ],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Difference of cosine that passes; 1e-5 for weights in float32, 1e-3 for narrower ones.", min=0.0),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Examine a model: see `hardwon.models.doctor`."""
+    from hardwon.models.doctor import examine
+
+    _hide_loading()
+    found = examine(model, device=device, tolerance=tolerance, progress="examining")
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    else:
+        from hardwon.stages.checkup import show
+
+        show(found)
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 def main() -> None:

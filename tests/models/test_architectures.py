@@ -19,6 +19,8 @@ from hardwon.errors import ModelError
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import InfoNCE
 from hardwon.models import Embedder
+from hardwon.models.doctor import examine
+from hardwon.models.examination import FILLED, READ
 from hardwon.pictures import open_picture
 from hardwon.training.batches import shared
 from hardwon.training.step import Memory, embedder_step
@@ -146,6 +148,18 @@ class TestAny:
     def test_a_batch_of_pictures_is_as_good_as_one(self, any_model, seen):
         alone = np.concatenate([any_model.ours.encode([item]) for item in seen])
         np.testing.assert_allclose(any_model.ours.encode(seen), alone, atol=1e-5)
+
+    def test_the_doctor_finds_nothing(self, any_model):
+        found = examine(any_model.folder, device="cpu")
+        assert [row for row in found.rows if not row.passed] == []
+        read = {row.name: row.probes for row in found.rows}
+        refused = any_model.name.startswith("qwen")  # a side 3,000 times as long as the other
+        assert [note for note in found.notes if "1 x 3000" in note and "aspect ratio" in note] != [] or not refused
+        assert read[READ] == (18 if any_model.name in vlms.DUAL else 22) - refused
+        assert (FILLED in read) == (any_model.name in vlms.DECODERS)
+        told = [note for note in found.notes if "hardwon loads it with" in note]
+        assert len(told) == (any_model.name == "siglip")  # as a plain user has to be told
+        assert all("'padding': 'max_length'" in n and "off by up to 0." in n and "depend on what shares" in n for n in told)
 
     def test_pictures_of_one_pixel(self, any_model, shapes):
         assert np.isfinite(any_model.ours.encode([Item(images=(shapes[name],)) for name in ("dot", "line")])).all()
@@ -292,6 +306,13 @@ class TestDecoder:
         alone = np.concatenate([decoder.theirs.encode([item]) for item in items])
         assert apart(alone) > 1e-3
         np.testing.assert_allclose(decoder.theirs.encode(items), alone, atol=1e-5)
+
+
+def test_the_doctor_says_how_a_bare_decoder_is_pooled(models):
+    found = examine(vlms.bare(models["qwen3-vl"].folder), device="cpu")
+    assert found.passed
+    assert any("with pooling 'lasttoken' instead of 'mean'" in note and "off by up to 0." in note for note in found.notes)
+    assert any("guess how to pool: lasttoken" in note for note in found.notes)
 
 
 class TestDual:

@@ -22,12 +22,12 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
         MissingExtra: the model's processor, or an option, needs a package that is not installed.
     """
     options = options or Options()
-    model = _opened(kind, path, device, options)
+    model = as_it_is(kind, path, device, options)
     if kind.__name__ == "SentenceTransformer":  # a fresh head of a cross-encoder is no accident
         _refuse_missing_weights(model, path)
-        _settle_vectors(model, path, options.pooling)
+        settle_vectors(model, path, options.pooling)
     _settle_length(model, path)
-    _settle_filling(model)
+    settle_filling(model)
     _settle_frames(model)
     if (options.attention or "").startswith("flash") and "message" in model.modalities:
         model[0].unpad_inputs = False  # multimodal models find their pictures by rows of a batch
@@ -39,7 +39,14 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
     return model
 
 
-def _opened(kind: Any, path: str | Path, device: str | None, options: Options) -> Any:
+def as_it_is(kind: Any, path: str | Path, device: str | None, options: Options | None = None) -> Any:
+    """Load with `SentenceTransformer` or `CrossEncoder` as somebody without this package would, but for the errors.
+
+    Raises:
+        ModelError: nothing there, not a model, or weights of another shape.
+        MissingExtra: the model's processor needs a package that is not installed.
+    """
+    told = (options or Options()).loading
     folder = Path(path)
     adapter = (folder / "adapter_config.json").exists()
     if adapter:
@@ -51,7 +58,7 @@ def _opened(kind: Any, path: str | Path, device: str | None, options: Options) -
         local = folder.is_dir() and not adapter
         # In full, since an adapter that is saved keeps the name of its base.
         name = str(folder.resolve()) if folder.is_dir() else str(path)
-        return kind(name, device=device, trust_remote_code=False, local_files_only=local, model_kwargs=options.loading)
+        return kind(name, device=device, trust_remote_code=False, local_files_only=local, model_kwargs=told)
     except ImportError as error:
         if "torchvision" in str(error).lower():
             raise MissingExtra("torchvision", "vlm") from error
@@ -60,7 +67,7 @@ def _opened(kind: Any, path: str | Path, device: str | None, options: Options) -
         raise ModelError(f"{path} cannot be loaded as a {kind.__name__}: {error}") from error
 
 
-def _settle_vectors(model: Any, path: str | Path, pooling: Pooling | None) -> None:
+def settle_vectors(model: Any, path: str | Path, pooling: Pooling | None) -> None:
     """How the tokens' vectors become one, and that it has length 1 also for who loads the saved model elsewhere.
 
     Raises:
@@ -158,7 +165,7 @@ def _settle_length(model: Any, path: str | Path) -> None:
     model.max_seq_length = int(positions)
 
 
-def _settle_filling(model: Any) -> None:
+def settle_filling(model: Any) -> None:
     """SigLIP reads the last place of a text, filled or not, and was trained on texts filled up to the full length.
 
     Filled up only to the longest of a batch, a text's vector would depend on its neighbours (measured: by 0.46).
