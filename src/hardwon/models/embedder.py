@@ -44,7 +44,10 @@ class Embedder:
         Args:
             path: folder or name, as `SentenceTransformer` takes it. Remote code is never run.
             device: "cpu", "cuda" ...; the best there is if None.
-            vision_cache: folder where features of the vision tower are kept between runs, for architectures that allow it.
+            vision_cache: folder where features of pictures are kept between runs: of the built-in backbone those of its vision
+                tower, of LLaVA, LLaVA-OneVision and the Qwen-VL family what their language model reads. Nothing is kept for
+                other architectures. Training uses them if all they depend on is frozen: of LLaVA "vision" and
+                "multi_modal_projector", of LLaVA-OneVision "image_newline" as well, of others "vision".
 
         Raises:
             ModelError: nothing there, not a model, or no finite maximum length.
@@ -88,7 +91,7 @@ class Embedder:
         rows = [place.setdefault(item.key, len(place)) for item in items]
         distinct = list({item.key: item for item in items}.values())
         made = np.zeros((len(distinct), self.dim), dtype=np.float32)
-        self.body.prepare(distinct, bool(progress))
+        self.body.prepare([[item] for item in distinct], bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct)) as advance:
             for chunk in plan([self.cost(item) for item in distinct], ENCODE_TOKENS):
                 made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()

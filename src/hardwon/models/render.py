@@ -7,9 +7,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from PIL import Image
+
 from hardwon.errors import ModelError
-from hardwon.items import Item
+from hardwon.items import Item, Picture
 from hardwon.pictures import open_picture
+
+Show = Callable[[Picture], Image.Image]
 
 
 def inert(text: str, special: Iterable[str]) -> str:
@@ -35,6 +39,7 @@ def payload(
     modalities: Sequence[str],
     fused: bool = True,
     cut: Callable[[Item, str], str] = lambda item, text: text,
+    show: Show = open_picture,
 ) -> dict[str, Any]:
     """An item in the form that `encode` takes: {"text": ...}, {"image": ...} or both; several pictures as a list.
 
@@ -44,6 +49,7 @@ def payload(
         modalities: what the model reads.
         fused: whether it reads text and pictures, or several pictures, together.
         cut: shortens a text that leaves no room.
+        show: what is shown of a picture.
 
     Raises:
         ModelError: a picture for a model that reads text only, or together what a dual encoder reads one by one.
@@ -58,7 +64,7 @@ def payload(
         raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a picture")
     made: dict[str, Any] = {}
     if item.images:
-        pictures = [open_picture(picture) for picture in item.images]
+        pictures = [show(picture) for picture in item.images]
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
     text = words(item, special)
     if text:

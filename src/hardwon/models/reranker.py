@@ -109,7 +109,7 @@ class Reranker:
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
         made = np.zeros(len(distinct), dtype=np.float32)
-        self.body.prepare((item for pair in distinct for item in pair), bool(progress))
+        self.body.prepare(distinct, bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
             for chunk in plan([self.cost(pair) for pair in distinct], ENCODE_TOKENS):
                 made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
