@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import vlms
-from PIL import Image
 
 from hardwon.distributed import World
 from hardwon.items import Candidate, Example, Item
@@ -23,6 +22,12 @@ EYE = ("vision", "multi_modal_projector", "image_newline")  # all that features 
 
 @pytest.fixture(params=vlms.DECODERS)
 def folder(request, folders):
+    return folders[request.param]
+
+
+@pytest.fixture(params=["llava-onevision", "qwen3-vl"])
+def either(request, folders):
+    """The two that keep most."""
     return folders[request.param]
 
 
@@ -61,7 +66,7 @@ def mixed(shapes):
         Item(images=(other,), text="what is it"),
         Item(images=(plain, other)),
         Item(text="the fox is above the yellow bar " * 3),
-        Item(images=(other, wide, plain, other), text="a", instruction="find it"),
+        Item(images=(other, wide, plain), text="a", instruction="find it"),
         Item(text="red " * 500),
         Item(text="red " * 500, images=(large, tall)),
     ]
@@ -90,30 +95,29 @@ def gradients(model):
 
 
 class TestNoDifference:
-    @pytest.mark.parametrize("side", ["left", "right"])
-    def test_to_inputs_and_vectors(self, folder, load, mixed, side):
+    def test_to_inputs_and_vectors(self, folder, load, mixed):
         plain, kept = load(folder, cache=False), load(folder)
-        for model in (plain, kept):
-            model.body.tokenizer.padding_side = side
-            model.module.eval()
-        with torch.no_grad():
-            ours, theirs = (model.body.features([[item] for item in mixed]) for model in (kept, plain))
-        assert "pixel_values" in theirs
-        assert "pixel_values" not in ours
-        for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "num_images_per_sample"):
-            assert (name in ours) == (name in theirs)
-            assert name not in ours or torch.equal(ours[name], theirs[name]), name
-        truth = plain.encode(mixed)
-        assert distance(kept.encode(mixed), truth) < 1e-6
-        with torch.no_grad():
-            assert distance(kept.forward(mixed).numpy(), truth) < 1e-6
+        for side in ("left", "right"):
+            for model in (plain, kept):
+                model.body.tokenizer.padding_side = side
+                model.module.eval()
+            with torch.no_grad():
+                ours, theirs = (model.body.features([[item] for item in mixed]) for model in (kept, plain))
+            assert "pixel_values" in theirs
+            assert "pixel_values" not in ours
+            for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "num_images_per_sample"):
+                assert (name in ours) == (name in theirs)
+                assert name not in ours or torch.equal(ours[name], theirs[name]), name
+            truth = plain.encode(mixed)
+            with torch.no_grad():
+                assert distance(kept.forward(mixed).numpy(), truth) < 1e-6
+            assert distance(kept.encode(mixed), truth) < 1e-6
         alone = np.concatenate([kept.encode([item]) for item in mixed])
         assert distance(alone, truth) < 1e-6
 
     def test_to_the_gradient(self, folder, load, pictures, shapes, looks):
-        batch = shared(
-            [*examples(pictures), *examples(shapes)[2:], Example(Item(text="a"), (Candidate(Item("b"), 1, "gold"),))], 0
-        )
+        texts = Example(Item(text="a"), (Candidate(Item(text="b"), 1.0, "gold"),))
+        batch = shared([*examples(pictures), *examples(shapes)[2:], texts], 0)
         made = []
         for cache in (True, False):
             model = frozen(load(folder, cache))
@@ -134,12 +138,16 @@ class TestNoDifference:
         plain = load(folder, cache=False)
         kept = Reranker.start_from(load(folder), seed=1)
         assert kept.body.vision is not None
-        texts = [Item(text="a red square"), Item(text="red " * 300)]
-        items = [*texts, Item(images=(shapes["wide"],)), Item(images=(shapes["tall"], shapes["plain"]), text="a " * 300)]
-        pairs = [(query, item) for query in items for item in items if item is not query]
-        np.testing.assert_allclose(
-            kept.score_pairs(pairs), Reranker.start_from(plain, seed=1).score_pairs(pairs), rtol=1e-5, atol=1e-5
-        )
+        scorers = kept, Reranker.start_from(plain, seed=1)
+        text, long, wide = Item(text="a red square"), Item(text="red " * 300), Item(images=(shapes["wide"],))
+        both = Item(images=(shapes["tall"], shapes["plain"]), text="a " * 300)
+        pairs = [(text, wide), (wide, text), (wide, long), (text, both), (wide, both), (text, long), (wide, wide)]
+        ours, theirs = (scorer.score_pairs(pairs) for scorer in scorers)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert len(np.unique(theirs.round(4))) == len(pairs)
+        for scorer in scorers:  # no room for the picture
+            with pytest.raises(ValueError, match="Mismatch in `image` token count"):
+                scorer.score_pairs([(long, wide)])
 
     def test_to_a_text_that_looks_like_a_placeholder(self, folder, load, shapes):
         plain, kept = load(folder, cache=False), load(folder)
@@ -173,7 +181,8 @@ class TestOnce:
         assert len(looks) == 5 + together
         assert len(calls) == 1 + bool(together)  # few pictures: one batch of each kind
         kept.encode(mixed[::-1])
-        kept.forward(mixed[:4])
+        with kept.evaluating(), torch.no_grad():
+            kept.forward(mixed[:4])
         copy = mixed[1].images[0].read_bytes()  # found by content, not by name
         np.testing.assert_allclose(kept.encode([Item(images=(copy,))])[0], first[1], atol=1e-6)
         assert (len(looks), len(calls)) == (5 + together, 1 + bool(together))
@@ -185,9 +194,9 @@ class TestOnce:
         assert distance(again.encode(mixed), first) < 1e-6
         assert looks == []
 
-    def test_another_language_model_shares_the_folder(self, folder, load, seen, looks, tmp_path):
-        load(folder).encode(seen)
-        changed = load(folder, cache=False)
+    def test_another_language_model_shares_the_folder(self, either, load, seen, looks, tmp_path):
+        load(either).encode(seen)
+        changed = load(either, cache=False)
         with torch.no_grad():
             changed.body.transformer.get_input_embeddings().weight *= 1.5
         changed.save(tmp_path / "changed")
@@ -195,7 +204,7 @@ class TestOnce:
         assert distance(load(tmp_path / "changed").encode(seen), changed.encode(seen)) < 1e-6
         assert looks == []
 
-    def test_in_batches_that_fit(self, qwen, load, pictures, seen, monkeypatch):
+    def test_in_batches_that_fit(self, qwen, load, pictures, shapes, monkeypatch):
         calls = []
         whole = eyes.ChatEye.look
         monkeypatch.setattr(eyes.ChatEye, "look", lambda eye, views: (calls.append(len(views)), whole(eye, views))[1])
@@ -204,11 +213,14 @@ class TestOnce:
         assert [kept.body.picture_tokens(item.images[0]) for item in items] == [16] * 20
         vectors = kept.encode(items)
         assert calls == [16, 4]
+        kept.encode([Item(images=(path,)) for path in shapes.values()])  # also when it is not the first time
+        assert calls == [16, 4, len(shapes) - 2]
+        calls.clear()
         monkeypatch.setattr(eyes, "BATCH_TOKENS", 50)
         monkeypatch.setattr("hardwon.models.vision.FILE_BYTES", 10_000)
         other = Embedder.load(qwen, device="cpu", vision_cache=kept.body.vision.home / "other")
         assert distance(other.encode(items), vectors) < 1e-6
-        assert calls[2:] == [3] * 6 + [2]
+        assert calls == [3] * 6 + [2]
         assert len(list(other.body.vision.store.folder.glob("*.safetensors"))) == 4  # 3 x 16 x 32 numbers and more in each look
 
     def test_training_looks_before_it_starts(self, qwen, load, pictures, looks, tmp_path, capsys):
@@ -234,8 +246,8 @@ class TestMisses:
         looks.clear()
         return model.encode(items), len(looks)
 
-    def test_changed_weights(self, folder, load, seen, looks):
-        kept = load(folder)
+    def test_changed_weights(self, either, load, seen, looks):
+        kept = load(either)
         old, count = self.vectors(kept, seen, looks)
         assert count == 3
         part = [p for name, p in kept.body.transformer.named_parameters() if not name.startswith("language_model")][-1]
@@ -244,13 +256,10 @@ class TestMisses:
         new, count = self.vectors(kept, seen, looks)
         assert count == 3
         assert distance(new, old) > 1e-5
-        with torch.no_grad():
-            part.sub_(0.5)
-        assert self.vectors(kept, seen, looks)[1] in (0, 3)  # rounding may have changed a last digit
-        assert self.vectors(load(folder), seen, looks)[1] == 0
+        assert self.vectors(load(either), seen, looks)[1] == 0
 
-    def test_changed_settings_of_the_processor(self, folder, load, seen, looks, tmp_path):
-        kept, copy = load(folder), tmp_path / "copy"
+    def test_changed_settings_of_the_processor(self, either, load, seen, looks, tmp_path):
+        kept, copy = load(either), tmp_path / "copy"
         old, _ = self.vectors(kept, seen, looks)
         pictures = kept.body.model[0].processor.image_processor
         if hasattr(pictures, "merge_size"):
@@ -286,28 +295,28 @@ class TestMisses:
         made.append(eye.identity())
         assert len(set(made)) == 4
 
-    def test_a_truncated_file_is_computed_again(self, folder, load, seen, looks):
-        kept = load(folder)
+    def test_a_truncated_file_is_computed_again(self, either, load, seen, looks):
+        kept = load(either)
         old, _ = self.vectors(kept, seen, looks)
         (file,) = kept.body.vision.store.folder.glob("*.safetensors")
         file.unlink()  # what is mapped here stays as it is
         file.write_bytes(b"\x10")
-        new, count = self.vectors(load(folder), seen, looks)
+        new, count = self.vectors(load(either), seen, looks)
         assert count == 3
         assert distance(new, old) < 1e-6
-        assert self.vectors(load(folder), seen, looks)[1] == 0
+        assert self.vectors(load(either), seen, looks)[1] == 0
 
     def test_onevision_sees_one_picture_otherwise_than_several(self, folders, load, shapes, looks):
-        kept, wide = load(folders["llava-onevision"]), shapes["wide"]
+        kept, wide = load(eithers["llava-onevision"]), shapes["wide"]
         items = [Item(images=(wide,)), Item(images=(wide, wide))]
         assert self.vectors(kept, items, looks)[1] == 2
         assert sum(key.endswith("-together") for key in kept.body.vision.rows) == 1
-        assert distance(kept.encode(items), load(folders["llava-onevision"], cache=False).encode(items)) < 1e-6
+        assert distance(kept.encode(items), load(eithers["llava-onevision"], cache=False).encode(items)) < 1e-6
 
 
 class TestTraining:
-    def test_what_is_trained_is_not_kept(self, folder, load):
-        kept = load(folder)
+    def test_what_is_trained_is_not_kept(self, either, load):
+        kept = load(either)
         kept.body.settle_vision()
         assert kept.body.vision is None
         frozen(kept).body.settle_vision()
@@ -323,7 +332,7 @@ class TestTraining:
             assert kept.body.vision is not None
 
     def test_a_frozen_tower_before_a_projector_that_learns(self, folders, load):
-        kept = load(folders["llava"]).freeze(["vision"])
+        kept = load(eithers["llava"]).freeze(["vision"])
         kept.body.settle_vision()
         assert kept.body.vision is None
 
@@ -344,11 +353,11 @@ class TestTraining:
             made.add(kept.body.vision.eye.identity())
         assert len(made) == 4
 
-    def test_a_step_of_ones_own_reaches_the_tower(self, folder, load, seen):
+    def test_a_step_of_ones_own_reaches_the_tower(self, either, load, seen):
         """A loop that never settles anything: kept features have no gradient, so they are not used."""
         made = []
         for cache in (True, False):
-            model = load(folder, cache)
+            model = load(either, cache)
             model.encode(seen)
             model.body.train()
             model.forward(seen)[:, :5].sum().backward()
@@ -357,8 +366,8 @@ class TestTraining:
         assert made[0].keys() == made[1].keys()
         assert all(torch.allclose(made[0][name], value, rtol=1e-4, atol=1e-6) for name, value in made[1].items())
 
-    def test_a_trained_tower_does_not_find_old_features(self, folder, load, pictures, seen, looks, tmp_path):
-        model = load(folder)
+    def test_a_trained_tower_does_not_find_old_features(self, either, load, pictures, seen, looks, tmp_path):
+        model = load(either)
         old = model.encode(seen)
         train(model, examples(pictures), LOSS, steps=2, settings=Settings(batch_size=4, learning_rate=1e-2))
         assert model.body.vision is None
@@ -370,7 +379,7 @@ class TestTraining:
         assert len(looks) == 3
 
     def test_there_is_no_dropout_in_what_is_kept(self, folders, load, seen):
-        kept = load(folders["llava"])
+        kept = load(eithers["llava"])
         truth = kept.encode(seen)
         tower = kept.body.transformer.vision_tower
         for layer in tower.modules():
@@ -392,12 +401,7 @@ def test_nothing_is_kept_without_a_folder(qwen, load, seen):
 
 
 def test_nothing_is_kept_of_a_dual_encoder(folders, load, seen, tmp_path):
-    model = load(folders["clip"])
+    model = load(eithers["clip"])
     assert model.body.vision is None
     assert np.isfinite(model.encode(seen)).all()
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_mark_takes_no_room():
-    assert eyes.mark({"": torch.ones(3)}).size == (1, 1)
-    assert isinstance(eyes.mark({}), Image.Image)

@@ -173,9 +173,8 @@ class Body:
             rows: as for `features`, but all of them.
             progress: whether there is a bar.
         """
-        kept = self._kept
-        if kept is not None and (progress or not isinstance(kept.eye, TowerEye)):
-            kept.prepare(([picture for item in row for picture in item.images] for row in rows), progress)
+        if self.vision is not None and (progress or not isinstance(self.vision.eye, TowerEye)):
+            self.vision.prepare(([picture for item in row for picture in item.images] for row in rows), progress)
 
     @property
     def _kept(self) -> VisionCache | None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hardwon.items import Picture
+from hardwon.models.loading import ENDLESS
 from hardwon.models.vision import Record, View, digest, weights_digest
 from hardwon.pictures import open_picture
 
@@ -175,7 +176,8 @@ class ChatEye:
         shown = [{"image": picture} for picture in opened]
         if views[0].together:  # in one text, and never alone
             shown = [{"image": opened * 2 if len(opened) == 1 else opened}]
-        said = self.module.preprocess(shown, processing_kwargs={"text": {"truncation": False}})
+        # Only what is said of the pictures counts here, so their tokens need not fit.
+        said = self.module.preprocess(shown, processing_kwargs={"text": {"max_length": ENDLESS}})
         device = next(self.model.parameters()).device
         where = {name: said[name].to(device) for name in (GRID, SIZES, COUNTS) if name in said}
         with self._still(), torch.autocast(device.type, enabled=False):
