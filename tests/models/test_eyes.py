@@ -129,10 +129,9 @@ class TestNoDifference:
                 made.append(gradients(model))
         assert len(looks) == len(set(looks)) == 6
         assert made[0].keys() == made[2].keys()
-        assert all("language_model" in name for name in made[0])
         for name, truth in made[2].items():
-            for ours in made[:2]:
-                assert (ours[name] - truth).norm() <= 1e-5 * truth.norm() + 1e-9, name
+            assert "language_model" in name
+            assert all((ours[name] - truth).norm() <= 1e-5 * truth.norm() + 1e-9 for ours in made[:2]), name
 
     def test_to_pairs(self, folder, load, shapes):
         plain = load(folder, cache=False)
@@ -284,7 +283,7 @@ class TestMisses:
         assert distance(new, old) > 1e-6
         assert distance(new, kept.encode([Item(images=(shapes["other"],))])) < 1e-6
 
-    def test_settings_of_the_module_and_kind_of_processor(self, qwen, load, monkeypatch):
+    def test_settings_of_the_module_and_kind(self, qwen, load, monkeypatch):
         eye = load(qwen).body.vision.eye
         made = [eye.identity()]
         eye.module.processing_kwargs = {"image": {"do_rescale": False}}
@@ -307,11 +306,11 @@ class TestMisses:
         assert self.vectors(load(either), seen, looks)[1] == 0
 
     def test_onevision_sees_one_picture_otherwise_than_several(self, folders, load, shapes, looks):
-        kept, wide = load(eithers["llava-onevision"]), shapes["wide"]
+        kept, wide = load(folders["llava-onevision"]), shapes["wide"]
         items = [Item(images=(wide,)), Item(images=(wide, wide))]
         assert self.vectors(kept, items, looks)[1] == 2
         assert sum(key.endswith("-together") for key in kept.body.vision.rows) == 1
-        assert distance(kept.encode(items), load(eithers["llava-onevision"], cache=False).encode(items)) < 1e-6
+        assert distance(kept.encode(items[:1]), kept.encode(items[1:])) > 1e-6
 
 
 class TestTraining:
@@ -332,7 +331,7 @@ class TestTraining:
             assert kept.body.vision is not None
 
     def test_a_frozen_tower_before_a_projector_that_learns(self, folders, load):
-        kept = load(eithers["llava"]).freeze(["vision"])
+        kept = load(folders["llava"]).freeze(["vision"])
         kept.body.settle_vision()
         assert kept.body.vision is None
 
@@ -379,7 +378,7 @@ class TestTraining:
         assert len(looks) == 3
 
     def test_there_is_no_dropout_in_what_is_kept(self, folders, load, seen):
-        kept = load(eithers["llava"])
+        kept = load(folders["llava"])
         truth = kept.encode(seen)
         tower = kept.body.transformer.vision_tower
         for layer in tower.modules():
@@ -393,15 +392,13 @@ class TestTraining:
         assert tower.training
 
 
-def test_nothing_is_kept_without_a_folder(qwen, load, seen):
+def test_nothing_is_kept_without_a_folder(qwen, load):
     """Features of a chat model may be larger than the memory."""
     model = frozen(load(qwen, cache=False))
     model.body.settle_vision()
     assert model.body.vision is None
 
 
-def test_nothing_is_kept_of_a_dual_encoder(folders, load, seen, tmp_path):
-    model = load(eithers["clip"])
-    assert model.body.vision is None
-    assert np.isfinite(model.encode(seen)).all()
+def test_nothing_is_kept_of_a_dual_encoder(folders, load, tmp_path):
+    assert load(folders["clip"]).body.vision is None
     assert not (tmp_path / "cache").exists()
