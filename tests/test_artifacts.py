@@ -301,3 +301,15 @@ def test_environment_says_what_this_ran_on():
     assert found["hardware"]["cores"] == os.cpu_count()
     assert found["at"].endswith("+00:00")
     assert plain(found) == found
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """As two processes would: the second begins and ends while the first is in the middle."""
+    path = tmp_path / "a"
+    with artifacts.replacing(path) as first:
+        first.write_bytes(b"fi")
+        artifacts.write_atomically(path, "second")
+        assert (first.read_bytes(), path.read_text()) == (b"fi", "second")
+        first.write_bytes(b"first")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

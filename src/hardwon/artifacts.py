@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -55,17 +56,26 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed over the target."""
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write into: flushed to disk and renamed over it when the block ends without an exception.
+
+    Its name is used once, so that two processes (of two machines, even) can write the same target: the last one stays.
+    """
+    neighbour = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(neighbour, "wb") as file:
-            file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
-            file.flush()
+        yield neighbour
+        with open(neighbour, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(neighbour, path)
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed over the target."""
+    with replacing(path) as neighbour:
+        neighbour.write_bytes(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,10 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import vlms
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hardwon.errors import ModelError
@@ -26,18 +24,17 @@ from hardwon.training.batches import shared
 from hardwon.training.step import Memory, embedder_step
 
 LOSS = InfoNCE(0.1)
-KINDS = {**vlms.DUAL, **vlms.DECODERS}
 needs_video = pytest.mark.skipif(not vlms.SEES_VIDEO, reason="processors of video need torchvision")
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
+def models(folders):
     """Folder, hardwon's and sentence-transformers' model by architecture, made when first asked for. Not to be changed."""
     from sentence_transformers import SentenceTransformer
 
     class Made(dict):
         def __missing__(self, name):
-            folder = KINDS[name](tmp_path_factory.mktemp("vlms") / name)
+            folder = folders[name]
             plain = SentenceTransformer(str(folder), device="cpu")
             if name == "siglip":  # as it was trained; see test_siglip_does_not_depend_on_its_neighbours
                 plain[0].processing_kwargs = {"text": {"padding": "max_length"}}
@@ -47,7 +44,7 @@ def models(tmp_path_factory):
     return Made()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*vlms.DUAL, *vlms.DECODERS])
 def any_model(request, models):
     return models[request.param]
 
@@ -66,17 +63,6 @@ def decoder(request, models):
 def fresh(decoder):
     """An embedder that a test may change."""
     return Embedder.load(decoder.folder, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def shapes(pictures, tmp_path_factory):
-    """Pictures of several sizes by name."""
-    home = tmp_path_factory.mktemp("sizes")
-    made = {"plain": pictures["red square"], "other": pictures["blue circle"]}
-    for name, size in {"wide": (120, 40), "tall": (30, 90), "large": (300, 220), "dot": (1, 1), "line": (150, 1)}.items():
-        made[name] = home / f"{name}.png"
-        tiny.draw("green", "triangle", 200).resize(size, Image.Resampling.NEAREST).save(made[name])
-    return made
 
 
 TEXTS = [

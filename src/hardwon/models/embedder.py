@@ -67,7 +67,10 @@ class Embedder:
             dtype: see `Options`.
             attention: see `Options`.
             device: "cpu", "cuda" ...; the best there is if None.
-            vision_cache: folder where features of the vision tower are kept between runs, for architectures that allow it.
+            vision_cache: folder where features of pictures are kept between runs: of the built-in backbone those of its vision
+                tower, of LLaVA, LLaVA-OneVision and the Qwen-VL family what their language model reads. Nothing is kept for
+                other architectures. Training uses them if all they depend on is frozen: of LLaVA "vision" and
+                "multi_modal_projector", of LLaVA-OneVision "image_newline" as well, of others "vision".
 
         Raises:
             ModelError: nothing there, not a model, no finite maximum length, or an option that this model cannot have.
@@ -117,7 +120,7 @@ class Embedder:
         rows = [place.setdefault(item.key, len(place)) for item in items]
         distinct = list({item.key: item for item in items}.values())
         made, room = np.zeros((len(distinct), self.dim), dtype=np.float32), Room(ENCODE_TOKENS)
-        self.body.prepare(distinct, bool(progress))
+        self.body.prepare([[item] for item in distinct], bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct)) as advance:
             for chunk, vectors in room.each(
                 range(len(distinct)),

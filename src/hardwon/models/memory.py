@@ -131,6 +131,7 @@ def checkpointed(model: Any, on: bool = True) -> Iterator[None]:
         kind = "model that is not of transformers" if model is None else type(model).__name__
         advice = "set Memory(gradient_checkpointing=False), and smaller chunk_tokens if memory is short"
         raise ModelError(f"gradient checkpointing does not work on a {kind}: {advice}") from error
+    assert model is not None
     # transformers also makes the output of frozen word embeddings require a gradient, which only reentrant checkpoints need.
     model.disable_input_require_grads()
     try:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL.Image import Image
+from PIL import Image
 
 from hardwon.errors import ModelError
-from hardwon.items import Item
+from hardwon.items import Item, Picture
 from hardwon.pictures import open_picture
+
+Show = Callable[[Picture], Image.Image]
 
 
 def inert(text: str, special: Iterable[str]) -> str:
@@ -62,6 +64,7 @@ def payload(
     fused: bool = True,
     cut: Callable[[Item, str], str] = lambda item, text: text,
     least: int = 1,
+    show: Show = open_picture,
 ) -> dict[str, Any]:
     """An item in the form that `encode` takes: any of "image", "video" and "text"; several pictures, and frames, as a list.
 
@@ -72,6 +75,7 @@ def payload(
         fused: whether it reads text and pictures, or several pictures, together.
         cut: shortens a text that leaves no room.
         least: frames that a video needs; the last one is repeated until there are so many.
+        show: what is shown of a picture.
 
     Raises:
         ModelError: a picture or a video that the model does not read, together what a dual encoder reads one by one, or a
@@ -88,7 +92,7 @@ def payload(
         raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a picture")
     made: dict[str, Any] = {}
     if item.images:
-        pictures = [open_picture(picture) for picture in item.images]
+        pictures = [show(picture) for picture in item.images]
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
     if item.video:
         made["video"] = _frames(item, least)
@@ -100,7 +104,7 @@ def payload(
     return made
 
 
-def _frames(item: Item, least: int) -> list[Image]:
+def _frames(item: Item, least: int) -> list[Image.Image]:
     frames = [open_picture(frame) for frame in item.video]
     sizes = list(dict.fromkeys(frame.size for frame in frames))
     if len(sizes) > 1:

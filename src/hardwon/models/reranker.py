@@ -124,7 +124,7 @@ class Reranker:
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
         made, room = np.zeros(len(distinct), dtype=np.float32), Room(ENCODE_TOKENS)
-        self.body.prepare((item for pair in distinct for item in pair), bool(progress))
+        self.body.prepare(distinct, bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
             for chunk, odds in room.each(
                 range(len(distinct)),

@@ -118,12 +118,15 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
 
 def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
     """Features of frozen towers: the first process makes them, the others find them in the cache."""
+    if isinstance(model, Reranker):
+        rows = [(e.query, c.item) for e in examples for c in e.candidates]
+    else:
+        rows = [(item,) for e in examples for item in (e.query, *(c.item for c in e.candidates))]
     for turn in (True, False):
         if world.first == turn:
             if not world.first and model.body.vision is not None:
                 model.body.vision.store.look()
-            items = (item for e in examples for item in (e.query, *(c.item for c in e.candidates)))
-            model.body.prepare(items, progress=world.first)
+            model.body.prepare(rows, progress=world.first)
         world.wait()
 
 
