@@ -166,7 +166,7 @@ class TestReader:
         with pytest.raises(ModelError, match=rf"item {item.key[:12]} holds a video with frames of 32 x 32 and of 64 x 64 pix"):
             reader.ours.encode([item])
 
-    @pytest.mark.parametrize("memory", [Memory(100_000), Memory(100), Memory(100, 0)], ids=repr)
+    @pytest.mark.parametrize("memory", [Memory(100), Memory(100, 0)], ids=repr)
     def test_gradient(self, reader, frames, memory):
         model = Embedder.load(reader.folder, device="cpu")
         films = [frames[:2], frames[4:9], frames[9:11], frames[20:21]]
