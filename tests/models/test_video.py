@@ -166,7 +166,7 @@ class TestReader:
         with pytest.raises(ModelError, match=rf"item {item.key[:12]} holds a video with frames of 32 x 32 and of 64 x 64 pix"):
             reader.ours.encode([item])
 
-    @pytest.mark.parametrize("memory", [Memory(100_000), Memory(100), Memory(100, 0)], ids=repr)
+    @pytest.mark.parametrize("memory", [Memory(100), Memory(100, 0)], ids=repr)
     def test_gradient(self, reader, frames, memory):
         model = Embedder.load(reader.folder, device="cpu")
         films = [frames[:2], frames[4:9], frames[9:11], frames[20:21]]
@@ -210,8 +210,10 @@ class TestWithoutVideo:
     @pytest.mark.parametrize("cached", [False, True])
     def test_the_built_in_model(self, tiny_vlm, items, frames, cached, tmp_path):
         model = Embedder.load(tiny_vlm, device="cpu", vision_cache=tmp_path if cached else None)
-        np.testing.assert_array_equal(model.encode(items, progress="x"), model.encode([as_pictures(item) for item in items]))
-        assert not cached or len(model.body.vision.rows) == 12  # each frame once
+        if cached:
+            model.body.prepare(items, True)
+            assert len(model.body.vision.rows) == 12  # each frame once
+        np.testing.assert_array_equal(model.encode(items), model.encode([as_pictures(item) for item in items]))
         for item in (Item(video=frames), Item("words", video=frames)):
             with pytest.raises(ModelError, match=f"item {item.key[:12]} comes to 132 tokens of frames, but the model takes 64"):
                 model.forward([Item(text="red"), item])

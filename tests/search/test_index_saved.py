@@ -43,6 +43,14 @@ def test_an_index_of_words_only(tmp_path):
     assert Index.load(tmp_path / "index").items == tuple(texts(3))
 
 
+def test_an_index_of_videos_only(pictures, tmp_path):
+    items = [Item(video=(pictures[2], pictures[1])), Item(video=(pictures[1].read_bytes(),))]
+    Index.build(Fake(), items[:1]).save(tmp_path / "out" / "index")
+    assert Index.load(tmp_path / "out" / "index").items == (items[0],)
+    with pytest.raises(DataError, match="held as bytes"):
+        Index.build(Fake(), items).save(tmp_path / "other")
+
+
 def test_an_index_moves_with_its_pictures(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.png").write_bytes(b"a")
