@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,33 @@ def steps(embedder: str, reranker: str, count: int = 7, keep: int | None = None)
         value = reranker_step(ranker, Objective(loss, **around), listed(some, 0), memory, world)
         made[f"lists, {name}"] = {"value": value, "gradient": gradient_of(ranker)}
     return made
+
+
+def cramped(embedder: str) -> dict:
+    """A step that runs out of memory in the last process alone: in its first pass, and again with its gradients half done."""
+    world, failures = World.current(), []
+    model = Embedder.load(embedder, device="cpu")
+    model.module.eval()
+    forward = model.forward
+
+    def limited(items):
+        if len(items) > 2:
+            failures.append("forward")
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(items)
+
+    def breaks(gradient):
+        if "backward" not in failures:
+            failures.append("backward")
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    if world.rank == world.size - 1:
+        model.forward = limited
+        model.body.transformer.encoder.layer[0].output.dense.weight.register_hook(breaks)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        value = embedder_step(model, SUM, shared(examples(), 0), Memory(100_000), world)
+    return {"value": value, "gradient": gradient_of(model), "failures": set(failures), "told": len(told)}
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ def models(tiny_text, tmp_path_factory):
 def two(models, tmp_path_factory):
     """By process: gradients of all cases, what is refused, and sums."""
     works = [(processes.steps, *models), (processes.refusals, models[0])]
-    works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0])]
+    works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0]), (processes.cramped, models[0])]
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -104,6 +104,13 @@ class TestRefusals:
 
 def test_a_reranker_starts_from_an_embedder_in_every_process(two):
     assert [made[4] for made in two] == ["fine", "fine"]
+
+
+def test_one_process_may_run_out_of_memory(two, alone):
+    for rank, made in enumerate(two):
+        check_same(made[5], alone["sum"])
+        assert made[5]["failures"] == ({"forward", "backward"} if rank else set())
+        assert made[5]["told"] == rank
 
 
 @pytest.fixture(scope="module")

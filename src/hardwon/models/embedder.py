@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hardwon.artifacts import fingerprint
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.body import Body, plan
+from hardwon.models.body import Body
+from hardwon.models.memory import Room
 from hardwon.models.scorer import Pair
 from hardwon.progress import bar
 
@@ -67,6 +68,10 @@ class Embedder:
         """Tokens, about: what a batch is filled by."""
         return self.body.cost(item)
 
+    def name(self, item: Item) -> str:
+        """How errors speak of an item."""
+        return f"item {item.key[:12]} ({item.text[:60]!r})"
+
     def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
         """Unit vectors with a graph, as one batch (a dual encoder reads texts and pictures in turn)."""
         seeing = [bool(item.images) for item in items]
@@ -81,21 +86,29 @@ class Embedder:
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """Unit vectors [n d], float32. Identical items are encoded once; batches are filled by tokens, longest first.
 
+        Where memory runs out, batches get smaller; the vectors are the same.
+
         Raises:
-            ModelError: vectors that are not finite; names the first item.
+            ModelError: vectors that are not finite, or an item too large for memory; names it.
         """
         place: dict[str, int] = {}
         rows = [place.setdefault(item.key, len(place)) for item in items]
         distinct = list({item.key: item for item in items}.values())
-        made = np.zeros((len(distinct), self.dim), dtype=np.float32)
+        made, room = np.zeros((len(distinct), self.dim), dtype=np.float32), Room(ENCODE_TOKENS)
         self.body.prepare(distinct, bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct)) as advance:
-            for chunk in plan([self.cost(item) for item in distinct], ENCODE_TOKENS):
-                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+            for chunk, vectors in room.each(
+                range(len(distinct)),
+                [self.cost(item) for item in distinct],
+                lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
+                lambda n: self.name(distinct[n]),
+            ):
+                made[chunk] = vectors
                 advance(len(chunk))
+        room.tell(f"memory ran out while encoding: went on with chunks of {room.tokens} tokens, which gives the same vectors")
         if not np.isfinite(made).all():
             bad = distinct[int(np.flatnonzero(~np.isfinite(made).all(axis=1))[0])]
-            raise ModelError(f"the model gives vectors that are not finite, first for item {bad.key[:12]} ({bad.text[:60]!r})")
+            raise ModelError(f"the model gives vectors that are not finite, first for {self.name(bad)}")
         return made[rows]
 
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:

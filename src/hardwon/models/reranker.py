@@ -16,8 +16,9 @@ from hardwon.artifacts import fingerprint
 from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.body import Body, plan
+from hardwon.models.body import Body
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
+from hardwon.models.memory import Room
 from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
 
@@ -96,6 +97,10 @@ class Reranker:
         """Tokens, about: what a batch is filled by."""
         return self.body.cost(pair[0]) + self.body.cost(pair[1])
 
+    def name(self, pair: Pair) -> str:
+        """How errors speak of a pair."""
+        return f"the pair of items {pair[0].key[:12]} ({pair[0].text[:60]!r}) and {pair[1].key[:12]} ({pair[1].text[:60]!r})"
+
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
         """Log-odds with a graph, as one batch."""
         features = self.body.features([list(pair) for pair in pairs])
@@ -103,17 +108,27 @@ class Reranker:
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
-        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once."""
+        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once.
+
+        Raises:
+            ModelError: a pair too large for memory; names it.
+        """
         place: dict[tuple[str, str], int] = {}
         keys = [(query.key, item.key) for query, item in pairs]
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
-        made = np.zeros(len(distinct), dtype=np.float32)
+        made, room = np.zeros(len(distinct), dtype=np.float32), Room(ENCODE_TOKENS)
         self.body.prepare((item for pair in distinct for item in pair), bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
-            for chunk in plan([self.cost(pair) for pair in distinct], ENCODE_TOKENS):
-                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+            for chunk, odds in room.each(
+                range(len(distinct)),
+                [self.cost(pair) for pair in distinct],
+                lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
+                lambda n: self.name(distinct[n]),
+            ):
+                made[chunk] = odds
                 advance(len(chunk))
+        room.tell(f"memory ran out while scoring: went on with chunks of {room.tokens} tokens, which gives the same scores")
         return made[rows]
 
     def score(self, query: Item, items: Sequence[Item]) -> np.ndarray:

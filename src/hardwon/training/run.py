@@ -18,6 +18,7 @@ from hardwon.errors import DataError, RecipeError
 from hardwon.items import Example, Item
 from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
+from hardwon.models.memory import checkpointed
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
@@ -59,6 +60,7 @@ def train(
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+        ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
@@ -81,7 +83,8 @@ def train(
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
-        with _log(plan.out, start) as log:
+        checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
+        with checkpointing, _log(plan.out, start) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
             _run(model, examples, objective, plan, optimizer, log)
@@ -165,8 +168,9 @@ def _run(
             rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in report.summary().items()}
             log({"step": batch.number + 1, "gradient": rounded})
 
-        return take(model, objective, batch, settings.memory, world, watch if due else None)
+        return take(model, objective, batch, room, world, watch if due else None)
 
+    room = settings.memory.room()  # what one step learns of the memory there is, the next ones know
     updates = fit(model, plan.steps, stream, gradient, optimizer, settings)
     with interruptible() as pressed, bar(plan.title, plan.steps, "steps", shown=world.first) as advance:
         advance(plan.start)
