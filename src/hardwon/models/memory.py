@@ -122,16 +122,15 @@ def checkpointed(model: Any, on: bool = True) -> Iterator[None]:
     Raises:
         ModelError: an architecture that cannot.
     """
-    if not on or any(getattr(part, "gradient_checkpointing", False) for part in ([] if model is None else model.modules())):
+    if not on or any(getattr(part, "gradient_checkpointing", False) for part in getattr(model, "modules", list)()):
         yield
         return
     try:
         _switch(model, "enable", {"use_reentrant": False})
     except (AttributeError, ValueError) as error:
-        kind = "model that is not of transformers" if model is None else type(model).__name__
+        kind = type(model).__name__ if isinstance(model, torch.nn.Module) else "model that is not of transformers"
         advice = "set Memory(gradient_checkpointing=False), and smaller chunk_tokens if memory is short"
         raise ModelError(f"gradient checkpointing does not work on a {kind}: {advice}") from error
-    assert model is not None
     # transformers also makes the output of frozen word embeddings require a gradient, which only reentrant checkpoints need.
     model.disable_input_require_grads()
     try:
