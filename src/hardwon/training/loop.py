@@ -81,13 +81,15 @@ class Step:
         loss: of the batch, before the update.
         norm: of the gradient, before clipping.
         rate: learning rate as a share of its peak.
-        seconds: since the previous update.
+        items: distinct items that were encoded for it, queries and candidates; for a reranker, pairs that were scored.
+        seconds: it took, from asking for the batch on; what the caller does between two updates does not count.
     """
 
     number: int
     loss: float
     norm: float
     rate: float
+    items: int
     seconds: float
 
 
@@ -134,7 +136,7 @@ def fit(
     Args:
         model: an `Embedder` or `Reranker`.
         steps: of the whole training, for the schedule.
-        batches: each with a `number`.
+        batches: each with a `number` and what it comes to, `encoded`.
         gradient: adds a batch's gradient to the weights and returns its loss.
         optimizer: made by `optimizer_for`.
         settings: see there.
@@ -157,9 +159,9 @@ def fit(
             raise Diverged(f"the gradient's norm is {norm}", batch.number, batch_keys(batch), "Lower the learning rate.")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        now = time.perf_counter()
-        yield Step(batch.number, float(loss), norm, rate, now - clock)
-        clock = now
+        value = float(loss)  # waits for the device
+        yield Step(batch.number, value, norm, rate, batch.encoded, time.perf_counter() - clock)
+        clock = time.perf_counter()
 
 
 def batch_keys(batch: Any) -> list[str]:
