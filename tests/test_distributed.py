@@ -183,6 +183,7 @@ class TestTrain:
         own, truth = (folder / place / "process-0" / name for place in ("two", "one"))
         saved = [sorted(path.name for path in (place / "checkpoint").iterdir()) for place in (own, truth)]
         assert saved[0] == saved[1] != []
+        assert (own / "tensorboard").exists() == (name == "lists")
         rows, expected = (
             [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()] for place in (own, truth)
         )

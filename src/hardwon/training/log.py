@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hardwon.training.loop import Settings, Step
+from hardwon.training.trackers import tracking
 
 Row = dict[str, Any]
 MIB = 2**20
@@ -59,22 +60,32 @@ def memory_mib(device: torch.device) -> float:
 
 
 @contextmanager
-def metrics_log(out: Path | None, start: int) -> Iterator[Callable[[Row], None]]:
-    """Append rows to `out/metrics.jsonl` (nowhere if None); rows after the step that a run goes on from are dropped first."""
+def metrics_log(out: Path | None, start: int, title: str, track: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    """Append rows to `out/metrics.jsonl` and hand them to trackers.
+
+    Rows after the step that a run goes on from are dropped first.
+
+    Args:
+        out: folder; nothing is written if None.
+        start: finished updates that the run goes on from.
+        title: of the training.
+        track: names of trackers.
+    """
     if out is None:
-        yield lambda row: None
+        with tracking(track, title=title) as tell:
+            yield tell
         return
     path = out / "metrics.jsonl"
-    kept = []
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [row for row in rows if row.get("step", 0) <= start]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    late = [row for row in rows if row.get("step", 0) > start]
     out.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
+    with tracking(track, title=title, out=out, start=start, dropped=late) as tell, open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start)
 
         def log(row: Row) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
+            tell(row)
 
         yield log

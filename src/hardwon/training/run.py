@@ -27,6 +27,7 @@ from hardwon.training.log import Row, in_words, metrics_log, step_row
 from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
 from hardwon.training.step import embedder_step, reranker_step
+from hardwon.training.trackers import check_usable
 
 Model = TypeVar("Model", bound=Embedder | Reranker)
 SAVE_EVERY_S = 30.0
@@ -46,7 +47,8 @@ def train(
     """Train a model in place and return it.
 
     With `out`, progress is written to `out/metrics.jsonl` and checkpoints to `out/checkpoint`, from which an interrupted run
-    with the same arguments goes on: losses and weights are those of an undisturbed run.
+    with the same arguments goes on: losses and weights are those of an undisturbed run. `settings.track` names trackers that
+    show the metrics as well.
 
     Args:
         model: an `Embedder` learns from in-batch and its examples' own negatives, a `Reranker` from the latter alone.
@@ -61,10 +63,12 @@ def train(
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+        MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
+    check_usable(settings.track, out)
     settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
@@ -85,8 +89,9 @@ def train(
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
+        track = settings.track if world.first else ()
         checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
-        with checkpointing, metrics_log(plan.out, start) as log:
+        with checkpointing, metrics_log(plan.out, start, title, track) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
             _run(model, examples, objective, plan, optimizer, log)
