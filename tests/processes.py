@@ -174,7 +174,8 @@ def trainings(embedder: str, reranker: str, out: str) -> dict:
     items = [item for e in examples() for item in (e.query, *(c.item for c in e.candidates))]
     made = {"vectors": {"weights": weights_of(model), "outputs": torch.from_numpy(model.encode(items))}}
     ranker = Reranker.load(reranker, device="cpu")
-    train(ranker, examples(), Pairwise() + Listwise(), steps=3, settings=SETTINGS, out=own / "lists")
+    settings = replace(SETTINGS, track=("tensorboard",))
+    train(ranker, examples(), Pairwise() + Listwise(), steps=3, settings=settings, out=own / "lists")
     pairs = [(examples()[0].query, item) for item in items]
     return made | {"lists": {"weights": weights_of(ranker), "outputs": torch.from_numpy(ranker.score_pairs(pairs))}}
 

@@ -183,12 +183,14 @@ class TestTrain:
         own, truth = (folder / place / "process-0" / name for place in ("two", "one"))
         saved = [sorted(path.name for path in (place / "checkpoint").iterdir()) for place in (own, truth)]
         assert saved[0] == saved[1] != []
+        assert (own / "tensorboard").exists() == (name == "lists")
         rows, expected = (
             [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()] for place in (own, truth)
         )
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
-            row.pop("seconds", None), other.pop("seconds", None)
+            for timing in ("seconds", "items_per_second", "memory_mib"):
+                row.pop(timing, None), other.pop(timing, None)
             assert row.pop("gradient", {}) == pytest.approx(other.pop("gradient", {}), rel=1e-4, abs=2e-6)
             assert row == pytest.approx(other, rel=1e-4, abs=2e-6)
 

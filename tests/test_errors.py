@@ -53,5 +53,6 @@ def test_bad_rows_show_ten_and_keep_all():
 def test_missing_extra_says_how_to_install_it():
     error = MissingExtra("resvg-py", "demo")
     assert str(error) == "resvg-py is not installed. It comes with an extra: pip install 'hardwon[demo]'"
+    assert str(MissingExtra("wandb")) == "wandb is not installed. It is no part of hardwon: pip install wandb"
     with pytest.raises(ImportError):
         raise error

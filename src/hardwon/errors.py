@@ -9,7 +9,7 @@ HardwonError
 ├── ModelError           a model that cannot do what is asked of it
 ├── Diverged             a loss or gradient that is not finite; names the step and the queries
 ├── JudgeError           a judge that cannot be believed or cannot be reached
-└── MissingExtra         an optional package; names the extra to install
+└── MissingExtra         an optional package; names what to install
 
 Invariants of the code are `assert`ed; errors are for what a person can mend.
 """
@@ -48,10 +48,15 @@ class JudgeError(HardwonError):
 
 
 class MissingExtra(HardwonError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed; `extra` is what it comes with, "" for one that is installed by its own name."""
 
-    def __init__(self, package: str, extra: str):
-        super().__init__(f"{package} is not installed. It comes with an extra: pip install 'hardwon[{extra}]'")
+    def __init__(self, package: str, extra: str = ""):
+        remedy = (
+            f"It comes with an extra: pip install 'hardwon[{extra}]'"
+            if extra
+            else f"It is no part of hardwon: pip install {package}"
+        )
+        super().__init__(f"{package} is not installed. {remedy}")
 
 
 class Diverged(HardwonError):

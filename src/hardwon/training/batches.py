@@ -30,6 +30,11 @@ class Batch:
     targets: KnownPairs
     number: int
 
+    @property
+    def encoded(self) -> int:
+        """How many distinct items a step encodes."""
+        return len({*self.queries, *self.candidates})
+
 
 def plan_epoch(sources: Sequence[str], size: int, seed: int, epoch: int) -> list[list[int]]:
     """Positions of the examples of each batch: every batch from one source, sources interleaved at random.
@@ -174,6 +179,11 @@ class ListBatch:
     targets: Targets
     keys: tuple[str, ...]
     number: int
+
+    @property
+    def encoded(self) -> int:
+        """How many pairs a step scores."""
+        return len(self.pairs)
 
 
 def listed(examples: Sequence[Example], number: int) -> ListBatch:

@@ -1,6 +1,5 @@
 """`train`: a model, examples and a loss; the same for embedders and rerankers."""
 
-import json
 import math
 import signal
 import threading
@@ -24,9 +23,11 @@ from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
 from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
-from hardwon.training.loop import Settings, Step, fit, optimizer_for, without_dropout
+from hardwon.training.log import Row, in_words, metrics_log, step_row
+from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
 from hardwon.training.step import embedder_step, reranker_step
+from hardwon.training.trackers import check_usable
 
 Model = TypeVar("Model", bound=Embedder | Reranker)
 SAVE_EVERY_S = 30.0
@@ -46,7 +47,8 @@ def train(
     """Train a model in place and return it.
 
     With `out`, progress is written to `out/metrics.jsonl` and checkpoints to `out/checkpoint`, from which an interrupted run
-    with the same arguments goes on: losses and weights are those of an undisturbed run.
+    with the same arguments goes on: losses and weights are those of an undisturbed run. `settings.track` names trackers that
+    show the metrics as well.
 
     Args:
         model: an `Embedder` learns from in-batch and its examples' own negatives, a `Reranker` from the latter alone.
@@ -61,10 +63,12 @@ def train(
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+        MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
+    check_usable(settings.track, out)
     settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
@@ -85,8 +89,9 @@ def train(
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
+        track = settings.track if world.first else ()
         checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
-        with checkpointing, _log(plan.out, start) as log:
+        with checkpointing, metrics_log(plan.out, start, title, track) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
             _run(model, examples, objective, plan, optimizer, log)
@@ -156,7 +161,7 @@ def _run(
     objective: Objective,
     plan: _Plan,
     optimizer: torch.optim.Optimizer,
-    log: Callable[[dict], None],
+    log: Callable[[Row], None],
 ) -> None:
     settings, world, saved = plan.settings, plan.world, time.monotonic()
     take: Any = reranker_step if isinstance(model, Reranker) else embedder_step
@@ -191,8 +196,9 @@ def _run(
         advance(plan.start)
         for step in updates:
             done = step.number + 1
-            log(_row(step) | ({} if objective.temperature is None else {"temperature": round(objective.temperature, 6)}))
-            advance(1, f"loss {step.loss:.3f}")
+            row = step_row(step, settings, model.body.model.device, objective.temperature)
+            log(row)
+            advance(1, in_words(row))
             if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
                 log({"step": done, "validation": plan.validate[1]()})
                 model.body.train()
@@ -203,16 +209,6 @@ def _run(
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
-
-
-def _row(step: Step) -> dict[str, Any]:
-    return {
-        "step": step.number + 1,
-        "loss": round(step.loss, 6),
-        "gradient_norm": round(step.norm, 6),
-        "rate": round(step.rate, 6),
-        "seconds": round(step.seconds, 3),
-    }
 
 
 def _lists(examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
@@ -260,25 +256,3 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _log(out: Path | None, start: int) -> Iterator[Callable[[dict], None]]:
-    """Append JSON lines to `metrics.jsonl`; rows after the step that a run goes on from are dropped first."""
-    if out is None:
-        yield lambda row: None
-        return
-    path = out / "metrics.jsonl"
-    kept = []
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [row for row in rows if row.get("step", 0) <= start]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-
-        def log(row: dict) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-
-        yield log
