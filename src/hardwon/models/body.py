@@ -1,7 +1,7 @@
 """What `Embedder` and `Reranker` share: a sentence-transformers model and the way items are rendered for it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from torch import nn
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.length import PictureTokens, shortened
-from hardwon.models.loading import control_tokens, open_model
+from hardwon.models.loading import control_tokens, has_template, open_model
 from hardwon.models.precision import Precision, computed_in
-from hardwon.models.render import payload, words
+from hardwon.models.render import payload, refuse_parts, words
 from hardwon.models.vision import VisionCache, can_cache, weights_digest
 
 
@@ -57,6 +57,7 @@ class Body:
         self.special = control_tokens(self.tokenizer, getattr(model[0], "processor", None))
         self.picture_tokens = PictureTokens(getattr(model[0], "processor", None), getattr(self.transformer, "config", None))
         self._digest: tuple[Any, str] | None = None
+        self._frames: dict[int, int] = {}
 
     @classmethod
     def load(cls, kind: Any, path: str | Path, device: str | None, vision_cache: Path | None, precision: Precision) -> "Body":
@@ -112,27 +113,61 @@ class Body:
         """Tokens around an item: those of the chat template, or a beginning and an end."""
         if self.vision is not None or "message" not in self.model.modalities:
             return 2
-        return len(self.model.preprocess([{"text": "a"}])["input_ids"][0])
+        return self._around(1)
 
-    def _cut(self, item: Item, text: str) -> str:
-        """Text that leaves room for the pictures and the template: where those are cut, another kind of token is pooled.
+    def _around(self, parts: int) -> int:
+        """Tokens of the chat template around a row of one item or two."""
+        if parts not in self._frames:
+            row = ({"text": "a"},) * parts
+            self._frames[parts] = len(self.model.preprocess([row if parts > 1 else row[0]])["input_ids"][0])
+        return self._frames[parts]
+
+    def check(self, row: Sequence[Item]) -> None:
+        """Refuse what the model cannot read, by its parts and the headers of its pictures.
+
+        Args:
+            row: one item (embedder) or two (reranker: query, candidate).
 
         Raises:
-            ModelError: the pictures alone are more than the model takes.
+            ModelError: a picture for a model of text, a shape that the processor refuses, more pictures than the model takes.
+            BadMedia: a picture whose header cannot be read.
         """
-        if not item.images or not self.fused:
-            return text  # sentence-transformers cuts plain text and keeps the template's end
-        known = [self.picture_tokens.known(picture) for picture in item.images]
-        if None in known:
-            return text
+        for item in row:
+            refuse_parts(item, self.modalities, self.fused)
+            if item.images and not self._places_pictures:
+                raise ModelError(
+                    f"item {item.key[:12]} holds a picture, but the model's processor has no chat template that says where "
+                    "it goes: copy chat_template.jinja from the original model"
+                )
+        self._room(row)
+
+    @cached_property
+    def _places_pictures(self) -> bool:
+        # A model that puts pictures among words learns from the template where.
+        return not hasattr(getattr(self.model[0], "processor", None), "image_token") or has_template(self.model[0])
+
+    def _room(self, row: Sequence[Item]) -> int | None:
+        """Tokens that are left for text beside the pictures of a row; None without pictures."""
+        known = [self.picture_tokens.known(picture) for item in row for picture in item.images]
+        if not known or None in known:
+            return None
         seen = sum(tokens or 0 for tokens in known)
-        room = self.model.max_seq_length - seen - self._frame - 2 * len(item.images)  # a mark before and after each
+        room = self.model.max_seq_length - seen - self._around(len(row)) - 2 * len(known)  # a mark before and after each
         if room < 0:
+            names = " and ".join(f"item {item.key[:12]}" for item in row if item.images)
             raise ModelError(
-                f"item {item.key[:12]} comes to {seen} tokens of pictures, but the model takes {self.model.max_seq_length} "
+                f"{names} comes to {seen} tokens of pictures, but the model takes {self.model.max_seq_length} "
                 "in all: make the pictures smaller, or give it fewer of them"
             )
-        return shortened(text, self.tokenizer, room)
+        return room
+
+    def _cut(self, row: Sequence[Item]) -> Callable[[Item, str], str]:
+        """Shortens texts so that pictures and template stay whole: where those are cut, another kind of token is pooled."""
+        room = self._room(row)
+        if room is None:
+            return lambda item, text: text  # sentence-transformers cuts plain text and keeps the template's end
+        share = room // max(sum(bool(words(item, ())) for item in row), 1)
+        return lambda item, text: shortened(text, self.tokenizer, share)
 
     def freeze(self, parts: Iterable[str]) -> None:
         """See `Embedder.freeze`."""
@@ -167,10 +202,33 @@ class Body:
             self.vision.prepare(items)
 
     def features(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
-        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate)."""
-        if self.vision is not None:
-            return self._cached_features(rows)
-        made = [[payload(item, self.special, self.modalities, self.fused, self._cut) for item in row] for row in rows]
+        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate).
+
+        Raises:
+            ModelError: as `check`, and whatever else the processor refuses.
+            BadMedia: a picture that cannot be decoded.
+        """
+        for row in rows:
+            self.check(row)
+        with self.blaming(rows):
+            return self._cached_features(rows) if self.vision is not None else self._rendered(rows)
+
+    @contextlib.contextmanager
+    def blaming(self, rows: Sequence[Sequence[Item]]) -> Iterator[None]:
+        """Turn a ValueError of processor or model into a ModelError that names what it was given."""
+        try:
+            yield
+        except ValueError as error:
+            given = [item for row in rows for item in row]
+            first = next((item for item in given if item.images), given[0])
+            more = f" and {len(given) - 1} others" if len(given) > 1 else ""
+            raise ModelError(f"the model cannot read item {first.key[:12]} ({first.label}){more}: {error}") from error
+
+    def _rendered(self, rows: Sequence[Sequence[Item]]) -> dict[str, Any]:
+        made = []
+        for row in rows:
+            cut = self._cut(row)
+            made.append([payload(item, self.special, self.modalities, self.fused, cut) for item in row])
         if len(rows[0]) == 1:
             features = self.model.preprocess([row[0] for row in made])
         elif "message" in self.model.modalities:
@@ -202,9 +260,9 @@ class Body:
         roles = ("query", "document") if len(rows[0]) == 2 else ("user",)
         talks = []
         for row in rows:
-            talk = []
+            talk, cut = [], self._cut(row)
             for role, item in zip(roles, row, strict=True):
-                text = words(item, self.special)
+                text = cut(item, words(item, self.special))
                 content = [{"type": "image"}] * len(item.images) + ([{"type": "text", "text": text}] if text else [])
                 talk.append({"role": role, "content": content})
             talks.append(talk)

@@ -74,8 +74,10 @@ class Embedder:
             sides = [[n for n, sees in enumerate(seeing) if sees == side] for side in (False, True)]
             made = torch.cat([self.forward([items[n] for n in side]) for side in sides])
             return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
-        features = self.body.features([[item] for item in items])
-        return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
+        rows = [[item] for item in items]
+        features = self.body.features(rows)
+        with self.body.blaming(rows):
+            return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:

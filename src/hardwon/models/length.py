@@ -1,12 +1,14 @@
 """How many tokens an item comes to, and text that is cut so that nothing else is."""
 
-import contextlib
 from typing import Any
 
+from PIL import Image
+
+from hardwon.errors import ModelError
 from hardwon.items import Picture, picture_key
 from hardwon.pictures import picture_size
 
-GUESS = 256  # tokens of a picture where the processor cannot say
+GUESS = 256  # tokens of a picture that takes no place in a text, so that nobody can say: for the budget of a batch only
 
 
 class PictureTokens:
@@ -23,30 +25,52 @@ class PictureTokens:
     def __init__(self, processor: Any, config: Any):
         self.processor = processor
         self.fixed = int(getattr(config, "image_seq_length", None) or 0)
-        self._by_key: dict[str, int | None] = {}
+        self._by_key: dict[str, tuple[int, int]] = {}
+        self._by_size: dict[tuple[int, int], int | None] = {}
 
     def __call__(self, picture: Picture) -> int:
-        """Tokens of a picture; a guess where the processor cannot say."""
+        """Tokens of a picture; a guess for a model that does not put pictures among words. Raises as `known`."""
         return self.known(picture) or GUESS
 
     def known(self, picture: Picture) -> int | None:
-        """Tokens of a picture, None where the processor cannot say."""
+        """Tokens of a picture; None if the model does not put pictures among words (a dual encoder).
+
+        Raises:
+            BadMedia: a picture whose header cannot be read.
+            ModelError: a shape that the processor refuses.
+        """
         if self.fixed:
             return self.fixed
         key = picture_key(picture)
         if key not in self._by_key:
-            width, height = picture_size(picture)
-            self._by_key[key] = self._of_size(width, height)
-        return self._by_key[key]
+            self._by_key[key] = picture_size(picture)
+        size = self._by_key[key]
+        if size not in self._by_size:
+            try:
+                self._by_size[size] = self._count(*size)
+            except ValueError as error:
+                name = "a picture" if isinstance(picture, bytes) else str(picture)
+                raise ModelError(f"the model's processor refuses {name} of {size[0]} x {size[1]} pixels: {error}") from error
+        return self._by_size[size]
 
-    def _of_size(self, width: int, height: int) -> int | None:
-        # Methods of transformers that are not documented: without them nothing but a budget is off.
+    def _count(self, width: int, height: int) -> int | None:
+        # Two ways to ask without making pixels, neither of them documented: if they are there, they have to work.
+        count: Any = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        if count is not None:
+            return int(count(image_sizes=[(height, width)]).num_image_tokens[0])
         pictures: Any = getattr(self.processor, "image_processor", None)
-        with contextlib.suppress(AttributeError, KeyError, NotImplementedError, TypeError, ValueError, IndexError):
-            return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
-        with contextlib.suppress(AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
-            return int(pictures.get_number_of_image_patches(height, width, {}) // pictures.merge_size**2)
-        return None
+        patches: Any = getattr(pictures, "get_number_of_image_patches", None)
+        if patches is not None and hasattr(pictures, "merge_size"):
+            return int(patches(height, width, {}) // pictures.merge_size**2)
+        return self._counted(width, height)
+
+    def _counted(self, width: int, height: int) -> int | None:
+        """What the processor makes of an empty picture of this size: always right, but it takes as long as a picture does."""
+        token = getattr(self.processor, "image_token", None)
+        if token is None:
+            return None
+        made = self.processor(images=[Image.new("RGB", (width, height))], text=[token], return_tensors="pt")
+        return int((made["input_ids"] == self.processor.image_token_id).sum())
 
 
 def shortened(text: str, tokenizer: Any, budget: int) -> str:

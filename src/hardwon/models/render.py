@@ -7,7 +7,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hardwon.errors import ModelError
+from hardwon.errors import BadMedia, ModelError
 from hardwon.items import Item
 from hardwon.pictures import open_picture
 
@@ -29,6 +29,20 @@ def words(item: Item, special: Iterable[str]) -> str:
     return text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no character to any tokenizer
 
 
+def refuse_parts(item: Item, modalities: Sequence[str], fused: bool = True) -> None:
+    """Raise ModelError for an item of a kind that the model does not read; arguments as `payload`."""
+    if not fused and item.images and (len(item.images) > 1 or item.text or item.instruction):
+        what = "several pictures" if len(item.images) > 1 else "a picture with a text or an instruction"
+        raise ModelError(
+            f"item {item.key[:12]} holds {what}, but this model has one encoder for text and one for pictures and cannot "
+            "read them together: give each its own item, or take a model that fuses them"
+        )
+    for kind, there in (("image", bool(item.images)), ("text", bool(item.text))):
+        if there and kind not in modalities:
+            what = {"image": "a picture", "text": "text"}[kind]
+            raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds {what}")
+
+
 def payload(
     item: Item,
     special: Iterable[str],
@@ -47,18 +61,15 @@ def payload(
 
     Raises:
         ModelError: a picture for a model that reads text only, or together what a dual encoder reads one by one.
+        BadMedia: a picture that cannot be decoded; names the item too.
     """
-    if not fused and item.images and (len(item.images) > 1 or item.text or item.instruction):
-        what = "several pictures" if len(item.images) > 1 else "a picture with a text or an instruction"
-        raise ModelError(
-            f"item {item.key[:12]} holds {what}, but this model has one encoder for text and one for pictures and cannot "
-            "read them together: give each its own item, or take a model that fuses them"
-        )
-    if item.images and "image" not in modalities:
-        raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a picture")
+    refuse_parts(item, modalities, fused)
     made: dict[str, Any] = {}
     if item.images:
-        pictures = [open_picture(picture) for picture in item.images]
+        try:
+            pictures = [open_picture(picture) for picture in item.images]
+        except BadMedia as error:
+            raise BadMedia(f"{error} (in {item.label})") from error
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
     text = words(item, special)
     if text:

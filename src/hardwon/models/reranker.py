@@ -98,8 +98,10 @@ class Reranker:
 
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
         """Log-odds with a graph, as one batch."""
-        features = self.body.features([list(pair) for pair in pairs])
-        return self.body.model(features)["scores"].float().squeeze(-1)
+        rows = [list(pair) for pair in pairs]
+        features = self.body.features(rows)
+        with self.body.blaming(rows):
+            return self.body.model(features)["scores"].float().squeeze(-1)
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
