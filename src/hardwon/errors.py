@@ -113,9 +113,10 @@ class BadItems(DataError, ModelError):
         items: every bad item; the message shows the first ten.
     """
 
-    def __init__(self, items: Sequence[BadItem], looked: int, advice: str = ""):
+    def __init__(self, items: Sequence[BadItem], among: str, advice: str = ""):
         self.items = tuple(items)
-        super().__init__(_listing(f"{len(self.items)} of {looked} items cannot be used:", self.items, advice))
+        what = "1 item" if len(self.items) == 1 else f"{len(self.items)} items"
+        super().__init__(_listing(f"{what} of {among} cannot be used:", self.items, advice))
 
 
 def _listing(head: str, rows: Sequence[BadRow | BadItem], advice: str) -> str:

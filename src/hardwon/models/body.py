@@ -11,7 +11,7 @@ from torch import nn
 
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.length import PictureTokens, shortened
+from hardwon.models.length import GUESS, PictureTokens, readable, shortened
 from hardwon.models.loading import control_tokens, has_template, open_model
 from hardwon.models.precision import Precision, computed_in
 from hardwon.models.render import payload, refuse_parts, words
@@ -105,7 +105,8 @@ class Body:
     def cost(self, item: Item) -> int:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
         text = len(item.instruction) + len(item.text)
-        seen = sum(self.picture_tokens(picture) for picture in item.images)
+        seen = self.picture_tokens.of(item.images)
+        seen = GUESS * len(item.images) if seen is None else seen
         return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
     @cached_property
@@ -148,11 +149,12 @@ class Body:
 
     def _room(self, row: Sequence[Item]) -> int | None:
         """Tokens that are left for text beside the pictures of a row; None without pictures."""
-        known = [self.picture_tokens.known(picture) for item in row for picture in item.images]
-        if not known or None in known:
-            return None
+        known = [self.picture_tokens.of(item.images) for item in row]
         seen = sum(tokens or 0 for tokens in known)
-        room = self.model.max_seq_length - seen - self._around(len(row)) - 2 * len(known)  # a mark before and after each
+        if not seen or None in known:
+            return None
+        marks = 2 * sum(len(item.images) for item in row)  # one before and one after each picture
+        room = self.model.max_seq_length - seen - self._around(len(row)) - marks
         if room < 0:
             names = " and ".join(f"item {item.key[:12]}" for item in row if item.images)
             raise ModelError(
@@ -165,7 +167,8 @@ class Body:
         """Shortens texts so that pictures and template stay whole: where those are cut, another kind of token is pooled."""
         room = self._room(row)
         if room is None:
-            return lambda item, text: text  # sentence-transformers cuts plain text and keeps the template's end
+            # Sentence-transformers cuts plain text exactly, and keeps the template's end.
+            return lambda item, text: readable(text, self.tokenizer, self.model.max_seq_length)
         share = room // max(sum(bool(words(item, ())) for item in row), 1)
         return lambda item, text: shortened(text, self.tokenizer, share)
 

@@ -16,6 +16,7 @@ from hardwon.artifacts import fingerprint
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body, plan
+from hardwon.models.preflight import decoding, refuse
 from hardwon.models.scorer import Pair
 from hardwon.progress import bar
 
@@ -84,17 +85,20 @@ class Embedder:
         """Unit vectors [n d], float32. Identical items are encoded once; batches are filled by tokens, longest first.
 
         Raises:
+            BadItems: items that cannot be used, before anything is computed; names them all.
             ModelError: vectors that are not finite; names the first item.
         """
+        refuse(self.body, items)
         place: dict[str, int] = {}
         rows = [place.setdefault(item.key, len(place)) for item in items]
         distinct = list({item.key: item for item in items}.values())
         made = np.zeros((len(distinct), self.dim), dtype=np.float32)
-        self.body.prepare(distinct, bool(progress))
-        with self.evaluating(), maybe_bar(progress, len(distinct)) as advance:
-            for chunk in plan([self.cost(item) for item in distinct], ENCODE_TOKENS):
-                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
-                advance(len(chunk))
+        with decoding(self.body, distinct), self.evaluating():
+            self.body.prepare(distinct, bool(progress))
+            with maybe_bar(progress, len(distinct)) as advance:
+                for chunk in plan([self.cost(item) for item in distinct], ENCODE_TOKENS):
+                    made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+                    advance(len(chunk))
         if not np.isfinite(made).all():
             bad = distinct[int(np.flatnonzero(~np.isfinite(made).all(axis=1))[0])]
             raise ModelError(f"the model gives vectors that are not finite, first for item {bad.key[:12]} ({bad.text[:60]!r})")

@@ -1,5 +1,7 @@
 """How many tokens an item comes to, and text that is cut so that nothing else is."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
@@ -9,6 +11,8 @@ from hardwon.items import Picture, picture_key
 from hardwon.pictures import picture_size
 
 GUESS = 256  # tokens of a picture that takes no place in a text, so that nobody can say: for the budget of a batch only
+PROBE = (64, 64)  # pixels
+LETTERS, MOST_LETTERS = 16, 64  # of a token: more than nearly all have, more than any of a text has
 
 
 class PictureTokens:
@@ -27,13 +31,24 @@ class PictureTokens:
         self.fixed = int(getattr(config, "image_seq_length", None) or 0)
         self._by_key: dict[str, tuple[int, int]] = {}
         self._by_size: dict[tuple[int, int], int | None] = {}
+        self._by_sizes: dict[tuple[tuple[int, int], ...], int | None] = {}
 
-    def __call__(self, picture: Picture) -> int:
-        """Tokens of a picture; a guess for a model that does not put pictures among words. Raises as `known`."""
-        return self.known(picture) or GUESS
+    def of(self, pictures: Sequence[Picture]) -> int | None:
+        """Tokens of all the pictures of one item, 0 of none; otherwise as `known`."""
+        known = [self.known(picture) for picture in pictures]
+        if None in known:
+            return None
+        if len(known) < 2 or self._additive:
+            return sum(tokens or 0 for tokens in known)
+        return self._counted(tuple(self._by_key[picture_key(picture)] for picture in pictures))
+
+    @cached_property
+    def _additive(self) -> bool:
+        # LLaVA-OneVision looks at a picture in tiles only if it is alone.
+        return bool(self.fixed) or self._counted((PROBE, PROBE)) == 2 * (self._count(*PROBE) or 0)
 
     def known(self, picture: Picture) -> int | None:
-        """Tokens of a picture; None if the model does not put pictures among words (a dual encoder).
+        """Tokens of a picture that is alone in its item; None if the model does not put pictures among words (a dual encoder).
 
         Raises:
             BadMedia: a picture whose header cannot be read.
@@ -62,21 +77,42 @@ class PictureTokens:
         patches: Any = getattr(pictures, "get_number_of_image_patches", None)
         if patches is not None and hasattr(pictures, "merge_size"):
             return int(patches(height, width, {}) // pictures.merge_size**2)
-        return self._counted(width, height)
+        return self._counted(((width, height),))
 
-    def _counted(self, width: int, height: int) -> int | None:
-        """What the processor makes of an empty picture of this size: always right, but it takes as long as a picture does."""
+    def _counted(self, sizes: tuple[tuple[int, int], ...]) -> int | None:
+        """What the processor makes of empty pictures of these sizes: always right, but it takes as long as pictures do."""
         token = getattr(self.processor, "image_token", None)
-        if token is None:
-            return None
-        made = self.processor(images=[Image.new("RGB", (width, height))], text=[token], return_tensors="pt")
-        return int((made["input_ids"] == self.processor.image_token_id).sum())
+        if token is not None and sizes not in self._by_sizes:
+            blank = [Image.new("RGB", size) for size in sizes]
+            made = self.processor(images=[blank], text=[token * len(sizes)], return_tensors="pt")
+            self._by_sizes[sizes] = int((made["input_ids"] == self.processor.image_token_id).sum())
+        return self._by_sizes.get(sizes)
+
+
+def readable(text: str, tokenizer: Any, budget: int) -> str:
+    """The beginning of a text that is far too long, with all that the first `budget` tokens are made of.
+
+    A tokenizer would look at all of it first: a million letters took up to four seconds. What comes to fewer tokens than one in
+    `MOST_LETTERS` letters (blanks, mostly) is cut there.
+    """
+    enough = budget + 32  # the last tokens may depend on what follows
+    for reach in (LETTERS * budget, MOST_LETTERS * budget):
+        if len(text) <= reach:
+            return text
+        made = tokenizer(text[:reach], add_special_tokens=False, truncation=True, max_length=enough)
+        if len(made["input_ids"]) == enough:
+            break
+    return text[:reach]
 
 
 def shortened(text: str, tokenizer: Any, budget: int) -> str:
     """Text of at most `budget` tokens: as much of its beginning as fits."""
     if len(text.encode()) <= budget:  # a token is at least a byte
         return text
+    text = readable(text, tokenizer, max(budget, 0))
     encoded = tokenizer(text, add_special_tokens=False, truncation=True, max_length=max(budget, 1), return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
-    return text[: offsets[-1][1]] if offsets else text
+    end = encoded["offset_mapping"][-1][1] if encoded["offset_mapping"] else 0
+    # A letter may be several tokens, of which the last that fits is not the last.
+    while end and len(tokenizer(text[:end], add_special_tokens=False)["input_ids"]) > budget:
+        end -= 1
+    return text[:end]

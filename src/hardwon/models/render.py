@@ -72,6 +72,7 @@ def payload(
             raise BadMedia(f"{error} (in {item.label})") from error
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
     text = words(item, special)
-    if text:
-        made["text"] = cut(item, text)
+    shown = cut(item, text) if text else ""
+    if shown or not item.images:
+        made["text"] = shown
     return made

@@ -19,6 +19,7 @@ from hardwon.items import Item
 from hardwon.models.body import Body, plan
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
 from hardwon.models.precision import Precision
+from hardwon.models.preflight import decoding, refuse
 from hardwon.models.scorer import Pair
 
 
@@ -105,17 +106,25 @@ class Reranker:
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
-        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once."""
+        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once.
+
+        Raises:
+            BadItems: items that cannot be used, before anything is computed; names them all.
+            ModelError: a pair that cannot be read together; names it.
+        """
+        items = [item for pair in pairs for item in pair]
+        refuse(self.body, items)
         place: dict[tuple[str, str], int] = {}
         keys = [(query.key, item.key) for query, item in pairs]
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
         made = np.zeros(len(distinct), dtype=np.float32)
-        self.body.prepare((item for pair in distinct for item in pair), bool(progress))
-        with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
-            for chunk in plan([self.cost(pair) for pair in distinct], ENCODE_TOKENS):
-                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
-                advance(len(chunk))
+        with decoding(self.body, items), self.evaluating():
+            self.body.prepare(items, bool(progress))
+            with maybe_bar(progress, len(distinct), "pairs") as advance:
+                for chunk in plan([self.cost(pair) for pair in distinct], ENCODE_TOKENS):
+                    made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+                    advance(len(chunk))
         return made[rows]
 
     def score(self, query: Item, items: Sequence[Item]) -> np.ndarray:
