@@ -195,6 +195,8 @@ def interrupted(embedder: str, out: str, dropout: bool) -> dict:
         forward = model.forward
 
         def watched(items):
+            if not torch.is_grad_enabled():  # the trial before the first step
+                return forward(items)
             passes.append(len(items))
             if len(passes) == stop and world.rank == world.size - 1:
                 os.kill(os.getpid(), signal.SIGINT)
