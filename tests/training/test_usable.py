@@ -88,6 +88,13 @@ class TestEmbedder:
         assert len(listed) == 3
         assert all(name in " ".join(listed) for name in ("damaged.png", "gone.png", "160 tokens"))
 
+    def test_damage_that_only_decoding_finds(self, fresh_vlm, shapes, damaged, tmp_path, parts):
+        examples = (put(shapes[0], gold=Item(images=(damaged,))), *shapes[1:])
+        with pytest.raises(BadItems, match=r"gold of example 1: .*damaged\.png is broken"):
+            train(fresh_vlm(), examples, InfoNCE(0.1), steps=2, settings=replace(QUICK, **parts))
+        train(fresh_vlm(), examples, InfoNCE(0.1), steps=2, settings=replace(SKIP, **parts), out=tmp_path)
+        assert len(losses_of(tmp_path)) == 2
+
     def test_too_much_of_it_is_an_error_all_the_same(self, vlm, spoilt, parts):
         with pytest.raises(BadItems, match=r'3 examples would be left out, but on_error="skip" allows 10.0% of them'):
             train(vlm, spoilt[0], InfoNCE(0.1), steps=2, settings=replace(SKIP, max_bad_fraction=0.1, **parts))
