@@ -135,6 +135,7 @@ def pair(models, tiny_vlm, pictures, folder):
     works = [(processes.trainings, *models, str(folder / "two"))]
     works += [(processes.looking, str(tiny_vlm), pictures, str(folder / "two"))]
     works += [(processes.interrupted, models[0], str(folder / f"dropout {dropout}"), dropout) for dropout in (False, True)]
+    works.append((processes.skipping, str(tiny_vlm), pictures))
     return processes.together(2, folder / "results", *works)
 
 
@@ -170,6 +171,16 @@ class TestTrain:
     def test_behind_a_frozen_tower_as_well(self, pair, single):
         check_trained(pair[0][1], single[1])
         check_equal(pair[1][1]["weights"], pair[0][1]["weights"])
+
+    @pytest.mark.parametrize("name", ["learning", "frozen"])
+    def test_all_leave_out_the_same_and_say_the_same(self, pair, tiny_vlm, pictures, name):
+        alone = processes.skipping(str(tiny_vlm), pictures)[name]
+        assert "2 items of 20 examples" in alone["said"]
+        assert [made[-1][name]["said"] for made in pair] == [alone["said"]] * 2
+        check_equal(pair[1][-1][name]["weights"], pair[0][-1][name]["weights"])
+        for key, value in alone["weights"].items():
+            if UNSEEN not in key:
+                assert float((pair[0][-1][name]["weights"][key] - value).abs().max()) < 3e-5, key
 
     def test_only_the_first_looks_at_pictures(self, pair, single):
         assert single[1]["looks"] == 20

@@ -4,7 +4,7 @@ The order depends on seed and epoch alone: never on workers, ranks or global ran
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,12 +90,14 @@ def draw(example: Example, negatives: int, rng: random.Random) -> Example:
     return Example(example.query, (*golds, *own), example.source, example.related)
 
 
-def with_strangers(example: Example, pool: Sequence[Item], count: int, rng: random.Random) -> Example:
-    """The example with up to `count` items of the pool that are not known to belong to it, as given negatives."""
+def with_strangers(
+    example: Example, pool: Sequence[Item], count: int, rng: random.Random, fits: Callable[[Item], bool] = lambda item: True
+) -> Example:
+    """The example with up to `count` items of the pool that fit and are not known to belong to it, as given negatives."""
     known = {c.item.content for c in example.candidates} | example.related
     found: dict[str, Candidate] = {}
     for item in rng.sample(pool, min(len(pool), 2 * count)):
-        if len(found) < count and item.content not in known:
+        if len(found) < count and item.content not in known and fits(item):
             found.setdefault(item.content, Candidate(item))
     return example.adding(found.values())
 

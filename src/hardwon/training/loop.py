@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from hardwon.errors import Diverged, RecipeError, unknown
+from hardwon.errors import Diverged, OnError, RecipeError, unknown
 from hardwon.losses import FalseNegatives
 from hardwon.models.body import trainable
 from hardwon.models.precision import Precision, computed_in
@@ -45,6 +45,10 @@ class Settings:
         precision: "fp32", "bf16" to compute in bfloat16 where that is safe (scores and losses stay in float32), or "auto" for
             the faster of the two on this machine (on that of the first process, if there are several).
         memory: what a step may hold.
+        on_error: about items that cannot be used (a damaged picture, something that the model does not read), which are
+            looked for before the first step: "raise" names them all; "skip" goes on without them and lists them. An example
+            goes if its query or every gold is bad; another candidate goes alone.
+        max_bad_fraction: with "skip", the share of the examples (0 to 1) above which training fails all the same.
         seed: of order, draws and dropout.
     """
 
@@ -65,11 +69,16 @@ class Settings:
     dropout: bool = False
     precision: Precision = "fp32"
     memory: Memory = field(default_factory=Memory)
+    on_error: OnError = "raise"
+    max_bad_fraction: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise RecipeError(unknown("precision", self.precision, get_args(Precision)))
+        for name, valid in (("precision", get_args(Precision)), ("on_error", get_args(OnError))):
+            if getattr(self, name) not in valid:
+                raise RecipeError(unknown(name, getattr(self, name), valid))
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise RecipeError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
         check_names(self.track)
         for name in ("batch_size", "learning_rate", "clip"):
             if not getattr(self, name) > 0:

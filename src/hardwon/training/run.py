@@ -19,6 +19,7 @@ from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
 from hardwon.models.memory import checkpointed
 from hardwon.models.precision import computed_in
+from hardwon.models.preflight import refusal
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
@@ -28,6 +29,7 @@ from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
 from hardwon.training.step import embedder_step, reranker_step
 from hardwon.training.trackers import check_usable
+from hardwon.training.usable import ready
 
 Model = TypeVar("Model", bound=Embedder | Reranker)
 SAVE_EVERY_S = 30.0
@@ -62,6 +64,7 @@ def train(
 
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
+        BadItems: items that cannot be used, before the first step; `settings.on_error` can leave them out instead.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
         MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
@@ -74,7 +77,8 @@ def train(
     model.body.settle_vision()
     if not settings.dropout:
         without_dropout(model.module)
-    _prepare(model, examples, world)
+    found = ready(model, examples, settings, world)
+    _check(model, found.examples, steps, settings)  # again: what is left must do
     objective = Objective(
         loss,
         rules=settings.false_negatives,
@@ -94,7 +98,9 @@ def train(
         with checkpointing, metrics_log(plan.out, start, title, track) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
-            _run(model, examples, objective, plan, optimizer, log)
+            for bad in found.left_out if start == 0 else ():
+                log({"event": "left out", "problem": str(bad)})
+            _run(model, found.examples, objective, plan, optimizer, log)
     model.module.eval()
     return model
 
@@ -119,20 +125,6 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
     lower = world.first and computed_in("auto", device.type) == "bf16"
     agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
     return replace(settings, precision="bf16" if agreed else "fp32")
-
-
-def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
-    """Features of frozen towers: the first process makes them, the others find them in the cache."""
-    if isinstance(model, Reranker):
-        rows = [(e.query, c.item) for e in examples for c in e.candidates]
-    else:
-        rows = [(item,) for e in examples for item in (e.query, *(c.item for c in e.candidates))]
-    for turn in (True, False):
-        if world.first == turn:
-            if not world.first and model.body.vision is not None:
-                model.body.vision.store.look()
-            model.body.prepare(rows, progress=world.first)
-        world.wait()
 
 
 def _parameters(model: Any, objective: Objective) -> dict[str, Any]:
@@ -166,7 +158,7 @@ def _run(
     settings, world, saved = plan.settings, plan.world, time.monotonic()
     take: Any = reranker_step if isinstance(model, Reranker) else embedder_step
     stream: Iterator[Any] = (
-        _lists(examples, plan)
+        _lists(model, examples, plan)
         if isinstance(model, Reranker)
         else batches(
             examples,
@@ -211,8 +203,12 @@ def _run(
                 raise KeyboardInterrupt
 
 
-def _lists(examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
+def _lists(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
     """Batches of lists for a reranker; only examples with negatives of their own take part."""
+
+    def room_for(query: Item) -> Callable[[Item], bool]:
+        return lambda item: not refusal(model.body, (query, item))
+
     settings = plan.settings
     usable = [example for example in examples if example.negatives]
     pools: dict[str, list[Item]] = {}
@@ -228,7 +224,8 @@ def _lists(examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
                 for n in rows:
                     rng = generator(settings.seed, "list", epoch, n)
                     drawn = draw(usable[n], settings.negatives, rng)
-                    made.append(with_strangers(drawn, pools[drawn.source], settings.random_negatives, rng))
+                    pool, fits = pools[drawn.source], room_for(drawn.query)
+                    made.append(with_strangers(drawn, pool, settings.random_negatives, rng, fits))
                 yield listed(made, number)
             number += 1
         epoch += 1
