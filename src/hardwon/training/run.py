@@ -75,13 +75,7 @@ def train(
     if not settings.dropout:
         without_dropout(model.module)
     _prepare(model, examples, world)
-    objective = Objective(
-        loss,
-        rules=settings.false_negatives,
-        widths=settings.widths,
-        temperature=settings.temperature,
-        device=model.body.model.device,
-    )
+    objective = _objective(loss, settings, model.body.model.device)
     optimizer = optimizer_for(model.module, settings, objective.log_temperature)
     parameters = _parameters(model, objective)
     with torch.random.fork_rng():
@@ -133,6 +127,16 @@ def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
                 model.body.vision.store.look()
             model.body.prepare(rows, progress=world.first)
         world.wait()
+
+
+def _objective(loss: Loss, settings: Settings, device: torch.device) -> Objective:
+    return Objective(
+        loss,
+        rules=settings.false_negatives,
+        widths=settings.widths,
+        temperature=settings.temperature,
+        device=device,
+    )
 
 
 def _parameters(model: Any, objective: Objective) -> dict[str, Any]:
