@@ -19,7 +19,6 @@ from hardwon.training.step import Memory, embedder_step
 LOSS = InfoNCE(0.1)
 EVERY = {"video": {"do_sample_frames": False}}  # what plain sentence-transformers has to be told to see all frames
 READERS = ("llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
-needs_video = pytest.mark.skipif(not vlms.SEES_VIDEO, reason="processors of video need torchvision")
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +86,6 @@ def tokens(model, item):
     return ids
 
 
-@needs_video
 class TestReader:
     def test_vectors_are_those_of_sentence_transformers(self, reader, items, frames):
         assert "video" in reader.ours.body.modalities
@@ -182,7 +180,6 @@ class TestReader:
         assert float((made - truth).norm() / truth.norm()) < 2e-5
 
 
-@needs_video
 @pytest.mark.parametrize("name", ["llava-onevision", "qwen2-vl"])
 def test_a_reranker_reads_videos(reading, frames, name):
     model = Reranker.start_from(reading[name].ours)

@@ -79,13 +79,7 @@ def train(
         without_dropout(model.module)
     found = ready(model, examples, settings, world)
     _check(model, found.examples, steps, settings)  # again: what is left must do
-    objective = Objective(
-        loss,
-        rules=settings.false_negatives,
-        widths=settings.widths,
-        temperature=settings.temperature,
-        device=model.body.model.device,
-    )
+    objective = _objective(loss, settings, model.body.model.device)
     optimizer = optimizer_for(model.module, settings, objective.log_temperature)
     parameters = _parameters(model, objective)
     with torch.random.fork_rng():
@@ -125,6 +119,16 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
     lower = world.first and computed_in("auto", device.type) == "bf16"
     agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
     return replace(settings, precision="bf16" if agreed else "fp32")
+
+
+def _objective(loss: Loss, settings: Settings, device: torch.device) -> Objective:
+    return Objective(
+        loss,
+        rules=settings.false_negatives,
+        widths=settings.widths,
+        temperature=settings.temperature,
+        device=device,
+    )
 
 
 def _parameters(model: Any, objective: Objective) -> dict[str, Any]:
