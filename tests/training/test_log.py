@@ -45,7 +45,7 @@ class TestRows:
         stream = batches(twice, size=7, steps=4, negatives=1)
         truth = [len({item.key for item in (*batch.queries, *batch.candidates)}) for batch in stream]
         assert [row["items"] for row in rows_of(tmp_path)] == truth
-        assert sum(truth) == sum(encoded)
+        assert sum(truth) == sum(encoded[1:])  # the first is a trial of the model
 
     def test_items_of_a_reranker_are_pairs(self, text_model, texts, tmp_path):
         model = Reranker.start_from(text_model)
