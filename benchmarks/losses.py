@@ -333,13 +333,14 @@ def as_markdown(groups: Sequence[Sequence[Row]], width: int, about: dict[str, st
     return "\n".join([*lines, ""])
 
 
-def describe(arguments: Sequence[str]) -> dict[str, str]:
-    """Hardware, versions, date and the command."""
+def describe(arguments: Sequence[str], program: str = "losses", *measured: str) -> dict[str, str]:
+    """Hardware, versions, date and the command; `measured`: folders whose files the numbers depend on."""
+    code = commit(program, measured or ("src/hardwon/losses",))
     return {
-        "command": f"`python -m benchmarks.losses {' '.join(arguments)}`",
+        "command": f"`python -m benchmarks.{program} {' '.join(arguments)}`",
         "date": date.today().isoformat(),
         "hardware": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": f"hardwon {commit()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        "versions": f"hardwon {code}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"sentence-transformers {version('sentence-transformers')}",
     }
 
@@ -351,13 +352,13 @@ def processor() -> str:
     return platform.processor()
 
 
-def commit() -> str:
-    """Version, commit, and whether files of the losses differ from it."""
+def commit(program: str, measured: Sequence[str]) -> str:
+    """Version, commit, and whether what was measured differs from it."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = ", files changed since" if git("status", "--porcelain", "src/hardwon/losses", "benchmarks/losses.py") else ""
+    changed = ", files changed since" if git("status", "--porcelain", *measured, f"benchmarks/{program}.py") else ""
     return f"{version('hardwon')} ({git('rev-parse', '--short', 'HEAD') or 'no commit'}{changed})"
 
 

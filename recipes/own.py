@@ -5,11 +5,13 @@ Copy this file, set the constants, and run it where your data lie:
     hardwon run own.py --out runs/own
     hardwon search runs/own/index "your words"
 
-A pair is a query and what belongs to it, one per line of `pairs.jsonl`; texts, pictures or both on either side:
+A pair is a query and what belongs to it, one per line of `pairs.jsonl`; on either side texts, pictures or
+both, or a video as its frames:
 
     {"query": "a red kite over the sea", "positive_image": "pictures/kite.jpg"}
     {"query": "as a boat", "query_image": "pictures/kite.jpg", "positive_image": "pictures/boat.jpg", "source": "edits"}
     {"query": "how do kites fly?", "positive": "Lift comes from ...", "negative": "A kite is a bird.", "source": "questions"}
+    {"query": "it climbs", "positive_video": ["clip/1.jpg", "clip/2.jpg", "clip/3.jpg"]}
 
 Mark kinds of pairs with `source`: only pairs of the same source meet in a batch and in mining. Some hundred pairs are enough
 to try it, some thousand to learn from. Stopped, it goes on where it was; changed, it repeats only what the change reaches.

@@ -1,5 +1,6 @@
 """Models and pictures that many tests share. hardwon is imported inside functions: the shape checks come before it."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -11,6 +12,15 @@ sys.path.append(str(Path(__file__).parent))  # for `import tiny`
 import tiny
 
 torch.set_num_threads(1)  # tiny matrices, and results that do not depend on the number of cores
+
+
+@pytest.fixture(scope="module")
+def little_garbage():
+    """What is in memory already is left alone by `gc.collect`, which takes half a second once transformers is loaded."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

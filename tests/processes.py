@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import get_args
 import tiny
 import torch
 import torch.multiprocessing as mp
+from tiny import gradient_of
 
 from hardwon import distributed
 from hardwon.distributed import World
@@ -22,7 +24,7 @@ from hardwon.errors import Diverged
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
 from hardwon.losses.amplified import Kind
-from hardwon.models import Embedder, Reranker
+from hardwon.models import Embedder, Reranker, precision
 from hardwon.training import Memory, Settings, run, train
 from hardwon.training.batches import listed, shared
 from hardwon.training.objective import LearnedTemperature, Objective
@@ -109,13 +111,6 @@ def examples() -> tuple[Example, ...]:
     return (*tiny.texts()[:3], crossed, several, *tiny.texts()[6:8])
 
 
-def gradient_of(model) -> torch.Tensor:
-    """All gradients as one vector; they are gone afterwards."""
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
-    model.module.zero_grad(set_to_none=True)
-    return torch.cat(made)
-
-
 def steps(embedder: str, reranker: str, count: int = 7, keep: int | None = None) -> dict:
     """Value and gradients of every case on the first `count` examples, with graphs for `keep` tokens."""
     world, made = World.current(), {}
@@ -133,6 +128,33 @@ def steps(embedder: str, reranker: str, count: int = 7, keep: int | None = None)
         value = reranker_step(ranker, Objective(loss, **around), listed(some, 0), memory, world)
         made[f"lists, {name}"] = {"value": value, "gradient": gradient_of(ranker)}
     return made
+
+
+def cramped(embedder: str) -> dict:
+    """A step that runs out of memory in the last process alone: in its first pass, and again with its gradients half done."""
+    world, failures = World.current(), []
+    model = Embedder.load(embedder, device="cpu")
+    model.module.eval()
+    forward = model.forward
+
+    def limited(items):
+        if len(items) > 2:
+            failures.append("forward")
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(items)
+
+    def breaks(gradient):
+        if "backward" not in failures:
+            failures.append("backward")
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    if world.rank == world.size - 1:
+        model.forward = limited
+        model.body.transformer.encoder.layer[0].output.dense.weight.register_hook(breaks)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        value = embedder_step(model, SUM, shared(examples(), 0), Memory(100_000), world)
+    return {"value": value, "gradient": gradient_of(model), "failures": set(failures), "told": len(told)}
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
@@ -193,6 +215,27 @@ def interrupted(embedder: str, out: str, dropout: bool) -> dict:
     whole = trained("whole")
     trained("parts", stop=3)
     return {"whole": whole, "parts": trained("parts"), "steps": steps_of}
+
+
+def choosing(embedder: str, gains: Sequence[float]) -> dict:
+    """Weights of a training with precision "auto" where bfloat16 is `gains[rank]` times as fast; who measured that."""
+    world, measured, before = World.current(), [], precision.bf16_gain
+
+    def measure(device: str) -> float:
+        measured.append(device)
+        return gains[world.rank]
+
+    precision.bf16_gain = measure
+    try:
+        model = Embedder.load(embedder, device="cpu")
+        train(model, examples(), InfoNCE(0.1), steps=2, settings=replace(SETTINGS, precision="auto"))
+        asked = len(measured)
+        other = Embedder.load(embedder, device="cpu")
+        truth = "bf16" if gains[0] > precision.GAIN else "fp32"
+        train(other, examples(), InfoNCE(0.1), steps=2, settings=replace(SETTINGS, precision=truth))
+    finally:
+        precision.bf16_gain = before
+    return {"weights": weights_of(model), "truth": weights_of(other), "asked": asked}
 
 
 def foreign(scores, targets):

@@ -31,6 +31,10 @@ class Other:
     where: Path = Path("a/b")
 
 
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
 def make(path, inputs=INPUTS, kind="thing", text="hello"):
     with writing(path, kind, inputs) as draft:
         (draft.path / "deep").mkdir(exist_ok=True)
@@ -156,6 +160,50 @@ def test_finished_work_of_other_inputs_is_cleared(tmp_path):
     assert load(tmp_path / "a").files == {}
 
 
+def test_what_was_finished_is_kept_until_its_successor_is(tmp_path):
+    before = make(tmp_path / "a")
+    aside = tmp_path / ".a.before"
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "a", "thing", {"steps": 4}) as draft:
+        (draft.path / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert load(aside) == before  # with every file
+    with pytest.raises(ArtifactError, match=r"a is unfinished: .* \(again\); what it held before lies in .*\.a\.before$"):
+        load(tmp_path / "a")
+    # Another start that fails does not put the unfinished in its place, and one that goes on leaves it where it is.
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "a", "thing", {"steps": 5}) as draft:
+        raise ZeroDivisionError
+    with writing(tmp_path / "a", "thing", {"steps": 5}) as draft:
+        assert draft.resumed
+        assert load(aside) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert load(tmp_path / "a").inputs == {"steps": 5}
+
+
+def test_a_crash_between_moving_and_starting_loses_nothing(tmp_path, monkeypatch):
+    before = make(tmp_path / "a")
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+        broken.setattr(artifacts, "write_json", full)
+        make(tmp_path / "a", {"steps": 4})
+    assert load(tmp_path / ".a.before") == before
+    with pytest.raises(ArtifactError, match=r"; what it held before lies in .*\.a\.before$"):
+        load(tmp_path / "a")
+    make(tmp_path / "a", {"steps": 4})
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_crash_before_tidying_up_is_made_good_by_the_next(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+        removed = artifacts.shutil.rmtree
+        broken.setattr(artifacts.shutil, "rmtree", lambda path: full() if path.name == ".a.before" else removed(path))
+        make(tmp_path / "a", {"steps": 4})
+    second = load(tmp_path / "a")
+    assert second.inputs == {"steps": 4}
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "a", "thing", {"steps": 5}):
+        assert load(tmp_path / ".a.before") == second  # not what it replaced
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     "name, text",
     [
@@ -182,6 +230,10 @@ def test_a_file_in_the_way_and_an_empty_folder(tmp_path):
         pytest.fail("never reached")
     (tmp_path / "empty").mkdir()
     assert make(tmp_path / "empty").kind == "thing"
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(ArtifactError, match="is a link; choose another folder"), writing(tmp_path / "link", "thing", {}):
+        pytest.fail("never reached")
+    assert load(tmp_path / "empty").inputs == INPUTS
 
 
 def test_temporary_files_are_no_part_of_an_artifact(tmp_path):
@@ -199,9 +251,6 @@ def test_stats_that_json_does_not_know_are_refused(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     artifacts.write_atomically(path, "old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
@@ -252,3 +301,15 @@ def test_environment_says_what_this_ran_on():
     assert found["hardware"]["cores"] == os.cpu_count()
     assert found["at"].endswith("+00:00")
     assert plain(found) == found
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """As two processes would: the second begins and ends while the first is in the middle."""
+    path = tmp_path / "a"
+    with artifacts.replacing(path) as first:
+        first.write_bytes(b"fi")
+        artifacts.write_atomically(path, "second")
+        assert (first.read_bytes(), path.read_text()) == (b"fi", "second")
+        first.write_bytes(b"first")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,11 +5,13 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from hardwon import artifacts, cli
+from hardwon.items import Item
 
 VERBS = ("demo", "run", "train", "mine", "evaluate", "index", "search", "inspect", "assets", "doctor")
 RECIPE = """
@@ -259,6 +261,12 @@ def test_assets_are_listed_with_their_licences(call, monkeypatch, tmp_path):
     for name in assets.ASSETS:
         assert name in out
     assert "Apache-2.0" in out
+
+
+def test_what_a_row_of_results_says():
+    red, blue = Path("red.png"), Path("blue.png")
+    assert cli._what(Item(text="a kite", images=(red, blue))) == "a kite red.png blue.png"
+    assert cli._what(Item(video=(blue, red, red))) == "blue.png (3 frames)"
 
 
 def test_the_doctor_prints_a_table(call, tiny_text, monkeypatch):

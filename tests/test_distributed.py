@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import relative
 
 from hardwon import losses
 from hardwon.distributed import World
@@ -32,7 +33,8 @@ def models(tiny_text, tmp_path_factory):
 def two(models, tmp_path_factory):
     """By process: gradients of all cases, what is refused, and sums."""
     works = [(processes.steps, *models), (processes.refusals, models[0])]
-    works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0])]
+    works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0]), (processes.cramped, models[0])]
+    works += [(processes.choosing, models[0], gains) for gains in ((1.0, 2.0), (2.0, 1.0))]
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -50,10 +52,6 @@ def three(models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def couple(models):
     return processes.steps(*models, 2, 0)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
 
 
 def check_same(made, truth):
@@ -106,6 +104,25 @@ def test_a_reranker_starts_from_an_embedder_in_every_process(two):
     assert [made[4] for made in two] == ["fine", "fine"]
 
 
+def test_one_process_may_run_out_of_memory(two, alone):
+    for rank, made in enumerate(two):
+        check_same(made[5], alone["sum"])
+        assert made[5]["failures"] == ({"forward", "backward"} if rank else set())
+        assert made[5]["told"] == rank
+
+
+def test_the_first_process_chooses_the_precision_of_all(two):
+    """Each would choose by its own measurement, and float32 here would be added to bfloat16 there."""
+    weights = []
+    for work in (6, 7):
+        first, second = two[0][work], two[1][work]
+        check_equal(first["weights"], first["truth"])
+        check_equal(second["weights"], first["truth"])
+        weights.append(first["weights"])
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert [made[6]["asked"] for made in two] == [1, 0]  # only the first measures
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where trainings write: "one" of one process, "two" of two."""
@@ -133,10 +150,9 @@ def single(models, tiny_vlm, pictures, folder):
 def check_trained(made, truth):
     torch.testing.assert_close(made["outputs"], truth["outputs"], rtol=1e-5, atol=2e-6)
     for name, value in truth["weights"].items():
-        if (
-            UNSEEN not in name
-        ):  # a step is 1e-3 long, and Adam makes as long a one of a gradient that is hardly more than rounding
-            assert float((made["weights"][name] - value).abs().max()) < 1e-4, name
+        if UNSEEN not in name:
+            # A step is 1e-3 long. Of a gradient next to nothing Adam makes a step as well: a single weight may stray.
+            assert float((made["weights"][name] - value).square().mean().sqrt()) < 5e-6, name
 
 
 def check_equal(made, truth):

@@ -31,6 +31,7 @@ def test_keys_never_change():
         Item(text="a red kite", images=(b"not really a picture",), instruction="Find it.").key
         == "ff47c3f62b1da59bc2e69ce376cc3dbf"
     )
+    assert Item(text="a red kite", video=(b"first", b"second")).key == "5c8b5b74a4eafc893d97661eb8928404"
 
 
 def test_the_key_of_a_picture_is_that_of_its_bytes(tmp_path):
@@ -62,6 +63,22 @@ def test_the_key_follows_from_the_content(text, instruction, images):
     assert item.key != Item(text, (*images, b"another"), instruction).key
 
 
+def test_a_video_is_its_frames_in_their_order():
+    a, b = b"first", b"second"
+    # None of these may be taken for another.
+    items = [Item(images=(a, b)), Item(video=(a, b)), Item(video=(b, a)), Item(video=(a,)), Item(images=(a,), video=(b,))]
+    items += [Item(text="video", images=(a, b)), Item(text="video", video=(a, b))]
+    assert len({item.key for item in items}) == len({item.content for item in items}) == len(items)
+    assert Item(video=(a,), instruction="Find it.").content == Item(video=(a,)).content
+    assert Item(images=(a,), video=(b, a)).pictures == (a, b, a)
+
+
+def test_an_item_without_its_words():
+    seen = Item(images=(b"a",), video=(b"b", b"c"))
+    assert Item("as blue", seen.images, "Change it.", seen.video).wordless == seen
+    assert Item(text="words", instruction="Find it.").wordless is None
+
+
 @pytest.mark.parametrize("text", ["\ud800", "\x00", " ", "\N{KITE}", "a" * 1_000_000])
 def test_no_text_breaks_the_key(text):
     assert len(Item(text=text).key) == 32
@@ -71,10 +88,12 @@ def test_modality():
     assert Item(text="a").modality == "text"
     assert Item(images=(b"a",), instruction="Find it.").modality == "image"
     assert Item(text="a", images=(b"a",)).modality == "image+text"
+    assert Item(video=(b"a",), instruction="Find it.").modality == "video"
+    assert Item(text="a", images=(b"a",), video=(b"a",)).modality == "image+video+text"
 
 
 def test_an_item_needs_content():
-    with pytest.raises(DataError, match="an item needs text or a picture"):
+    with pytest.raises(DataError, match="an item needs text, a picture or a video"):
         Item(instruction="Find it.")
 
 
@@ -91,7 +110,9 @@ def root(tmp_path):
 
 def example(root):
     kite = Item(images=(root.resolve() / "pictures" / "kite.png",), instruction="Look.")
-    candidates = (Candidate(kite, origin="gold"), Candidate(Item(text="owl"), 0.25, "mined"), Candidate(Item(text="bee"), 0.0))
+    film = Item("flies", video=(*kite.images, root.resolve() / "later.png"))
+    owl, bee = Candidate(Item(text="owl"), 0.25, "mined"), Candidate(Item(text="bee"), 0.0)
+    candidates = (Candidate(kite, origin="gold"), owl, bee, Candidate(film))
     return Example(Item(text="a \N{KITE}", instruction="Find it."), candidates, "birds", frozenset({"ab", "cd"}))
 
 
@@ -140,7 +161,10 @@ def test_item_from_json_takes_image_and_images(root):
         ({"image": ["a.png"]}, "image must be a string, got list"),
         ({"images": "a.png"}, "images must be a list of paths"),
         ({"images": [3]}, "images must be a list of paths"),
-        ({}, "an item needs text or a picture"),
+        ({"video": "a.mp4"}, r"video must be a list of paths, one for each frame \(extract them beforehand, e.g. with ffmpeg"),
+        ({"video": [["a.png"]]}, "video must be a list of paths"),
+        ({"video": ["../secret.png"]}, "leads out of the data root"),
+        ({}, "an item needs text, a picture or a video"),
     ],
 )
 def test_item_from_json_refuses(value, match, root):

@@ -5,6 +5,8 @@ from rich.console import Console
 
 from hardwon import progress
 
+SHOW_CURSOR = "\x1b[?25h"  # the last that a terminal gets
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -69,7 +71,21 @@ def test_a_terminal_gets_a_bar_with_counts_rate_and_note(monkeypatch):
     assert "training round1" in shown
     assert "3/3" in shown
     assert "steps/s" in shown
-    assert "loss 0.5" in shown.splitlines()[-2]
+    assert "loss 0.5" in shown.replace(SHOW_CURSOR, "").splitlines()[-1]
+
+
+def test_an_ordinary_terminal_has_room_for_the_bar_and_a_long_note(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "console", lambda: Console(file=out, force_terminal=True, width=80, color_system=None))
+    note = "loss 0.693  1,234.5 items/s  lr 3e-05  12.34 GiB"
+    with progress.bar("training round1", 2000, "steps") as advance:
+        advance(1300, note=note)
+    bar, told = out.getvalue().replace(SHOW_CURSOR, "").splitlines()[-2:]
+    assert "training round1" in bar
+    assert "1300/2000" in bar
+    assert "━━━━" in bar
+    assert "…" not in bar + told
+    assert told.strip() == note
 
 
 def test_a_terminal_survives_no_work_and_work_that_fails(monkeypatch):

@@ -169,3 +169,15 @@ def texts():
             Example(Item(text=f"{colour} {shape}"), (gold, Candidate(Item(text=f"the {shape} is {other}"), 0.5)), "texts")
         )
     return tuple(made)
+
+
+def gradient_of(model):
+    """All gradients of an embedder or a reranker as one vector; they are gone afterwards."""
+    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
+    model.module.zero_grad(set_to_none=True)
+    return torch.cat(made)
+
+
+def relative(made, truth):
+    """How far two vectors are apart, relative to the length of the second."""
+    return float((made - truth).norm() / truth.norm())

@@ -2,7 +2,8 @@
 
 A stage writes its files into `path`; `manifest.json` is written last, atomically, with a checksum of every file. So a
 folder without a manifest is unfinished, and one whose files do not match it is damaged. Work that was interrupted is
-found again by the fingerprint of its inputs, kept in `started.json` while the work is under way.
+found again by the fingerprint of its inputs, kept in `started.json` while the work is under way. An artifact that was
+finished at the same place before lies beside it until then, as `.NAME.before`.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -54,17 +56,26 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed over the target."""
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write into: flushed to disk and renamed over it when the block ends without an exception.
+
+    Its name is used once, so that two processes (of two machines, even) can write the same target: the last one stays.
+    """
+    neighbour = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(neighbour, "wb") as file:
-            file.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
-            file.flush()
+        yield neighbour
+        with open(neighbour, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(neighbour, path)
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: to a neighbour first, flushed to disk, then renamed over the target."""
+    with replacing(path) as neighbour:
+        neighbour.write_bytes(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,7 +132,8 @@ def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Manifes
         manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
     except FileNotFoundError:
         state = "is unfinished" if (path / STARTED).exists() else "is not an artifact" if path.exists() else "does not exist"
-        raise ArtifactError(f"{path} {state}: run the stage that makes it (again)") from None
+        kept = f"; what it held before lies in {_before(path)}" if _ours(_before(path)) else ""
+        raise ArtifactError(f"{path} {state}: run the stage that makes it (again){kept}") from None
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): delete {path} and run its stage again") from error
     if kind is not None and manifest.kind != kind:
@@ -148,14 +160,15 @@ def finished(path: Path, kind: str, inputs: Any) -> Manifest | None:
 def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
     """Write an artifact: the manifest is added when the block ends without an exception.
 
-    What an interrupted run with the same inputs left is kept (`Draft.resumed`); anything else in the folder is removed,
-    but only if the folder is an artifact or empty: a folder of the user's own is never touched.
+    What an interrupted run with the same inputs left is kept (`Draft.resumed`); anything else in the folder makes room, but
+    only if the folder is an artifact or empty: a folder of the user's own is never touched. A finished artifact is moved
+    aside and removed when its successor is finished, so there is always a whole one (and, meanwhile, room for two is needed).
     """
     inputs = plain(inputs)
     started = {"kind": kind, "inputs": fingerprint(inputs)}
     resumed = _read_started(path) == started
     if not resumed:
-        _clear(path)
+        _clear(path, aside=_before(path))
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / STARTED, started)
     clock = time.perf_counter()
@@ -169,6 +182,12 @@ def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
     made = environment() | {"seconds": round(time.perf_counter() - clock, 1), "resumed": resumed}
     write_json(path / MANIFEST, asdict(Manifest(kind, inputs, files, plain(draft.stats), made)))
     (path / STARTED).unlink()
+    if _ours(_before(path)):
+        _remove(_before(path))
+
+
+def _before(path: Path) -> Path:
+    return path.parent / f".{path.name}.before"
 
 
 def _read_started(path: Path) -> dict[str, Any] | None:
@@ -179,13 +198,28 @@ def _read_started(path: Path) -> dict[str, Any] | None:
     return started if isinstance(started, dict) else None
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, aside: Path | None = None) -> None:
+    """Leave nothing at `path`; what was finished is moved to `aside`, if that is given."""
     if not path.exists():
         return
-    if not path.is_dir():
-        raise ArtifactError(f"{path} is a file; choose another folder")
+    if path.is_symlink() or not path.is_dir():
+        raise ArtifactError(f"{path} is a {'link' if path.is_symlink() else 'file'}; choose another folder")
     if any(path.iterdir()) and not _ours(path):
         raise ArtifactError(f"{path} is not empty and was not made by hardwon; choose another folder or empty it")
+    if aside is not None and (path / MANIFEST).exists():
+        _clear(aside)
+        path.rename(aside)
+    else:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder of ours, that which says so last: what is left when this is interrupted is still known to be ours."""
+    for inside in path.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        elif inside.name not in (MANIFEST, STARTED):
+            inside.unlink()
     shutil.rmtree(path)
 
 

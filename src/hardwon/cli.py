@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hardwon.errors import ArtifactError, HardwonError
+from hardwon.items import Item
 
 app = typer.Typer(
     help="Sharp embedding models, rerankers and search indexes, learned from hard negatives.\n\n"
@@ -140,7 +141,6 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Search an index by words, by picture, or by both."""
-    from hardwon.items import Item
     from hardwon.models import Embedder
     from hardwon.pictures import check_picture
     from hardwon.search import Index
@@ -166,9 +166,14 @@ def search(
 
     table = Table("rank", "score", "what", title=f"{len(found)} items searched")
     for hit in hits:
-        shown = " ".join(part for part in (hit.item.text, *(str(p) for p in hit.item.images if isinstance(p, Path))) if part)
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(shown))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(_what(hit.item)))
     Console().print(table)
+
+
+def _what(item: Item) -> str:
+    """An item in a row of a table: its words, the paths of its pictures, and a video by its first frame."""
+    video = [f"{item.video[0]} ({len(item.video)} frames)"] if item.video else []
+    return " ".join([item.text, *(str(picture) for picture in item.images), *video]).strip()
 
 
 @app.command()

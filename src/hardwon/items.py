@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,26 +36,31 @@ def picture_key(picture: Picture) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """The only thing one can embed: text, pictures (or video frames), or both, with an optional instruction.
+    """The only thing one can embed: text, pictures, a video, or several of these, with an optional instruction.
 
     Attributes:
         text: content that a person wrote. Always treated as text: never fetched, opened or parsed.
         images: pictures in order; paths or encoded bytes.
         instruction: what the model is asked to do with the content; part of the key, since it changes the vector.
+        video: frames of one video in order of time; paths or encoded bytes. Video files are not decoded here: extract the
+            frames beforehand, e.g. with ffmpeg. Every frame counts; none is left out later.
     """
 
     text: str = ""
     images: tuple[Picture, ...] = ()
     instruction: str = ""
+    video: tuple[Picture, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.text and not self.images:
-            raise DataError("an item needs text or a picture")
+        if not self.text and not self.images and not self.video:
+            raise DataError("an item needs text, a picture or a video")
 
     @property
     def key(self) -> str:
         """Content hash, 32 hexadecimal digits: equal content and instruction give equal keys on every machine."""
         parts = [self.instruction, self.text, *(picture_key(picture) for picture in self.images)]
+        if self.video:
+            parts += ["video", *(picture_key(frame) for frame in self.video)]  # never taken for pictures: no hash says "video"
         return hashlib.blake2b("\x00".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     @property
@@ -65,8 +70,19 @@ class Item:
 
     @property
     def modality(self) -> str:
-        """What it is made of: "text", "image" or "image+text" (an instruction alone does not make text)."""
-        return "+".join(["image"] * bool(self.images) + ["text"] * bool(self.text))
+        """What it is made of, in the order image, video, text: "text", "image+text" ... (an instruction does not make text)."""
+        parts = {"image": self.images, "video": self.video, "text": self.text}
+        return "+".join(name for name, part in parts.items() if part)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures there are: `images`, then the frames of `video`."""
+        return (*self.images, *self.video)
+
+    @property
+    def wordless(self) -> "Item | None":
+        """What it shows without its words, such as the picture that a composed query starts from; None for plain text."""
+        return Item(images=self.images, video=self.video) if self.pictures else None
 
     def to_json(self, root: Path) -> dict[str, Any]:
         """JSON form; pictures as paths relative to `root`."""
@@ -75,6 +91,8 @@ class Item:
             row["text"] = self.text
         if self.images:
             row["images"] = [_relative(picture, root) for picture in self.images]
+        if self.video:
+            row["video"] = [_relative(frame, root) for frame in self.video]
         if self.instruction:
             row["instruction"] = self.instruction
         return row
@@ -172,11 +190,11 @@ def _candidate_from_json(value: Any, root: Path) -> Candidate:
     return Candidate(item_from_json(value["item"], root), None if grade is None else float(grade), value.get("origin", "given"))
 
 
-ITEM_FIELDS = ("text", "image", "images", "instruction")
+ITEM_FIELDS = ("text", "image", "images", "video", "instruction")
 
 
 def item_from_json(value: Any, root: Path) -> Item:
-    """An item from a plain string (text) or an object with text, image, images, instruction.
+    """An item from a plain string (text) or an object with text, image, images, video, instruction.
 
     Picture paths resolve under `root`, which they may not leave, be it by `..`, an absolute path or a link.
     """
@@ -190,11 +208,19 @@ def item_from_json(value: Any, root: Path) -> Item:
     for name in ("text", "instruction", "image"):
         if value.get(name) is not None and not isinstance(value[name], str):
             raise DataError(f"{name} must be a string, got {type(value[name]).__name__}")
-    pictures = value.get("images") or ()
-    if not isinstance(pictures, (list, tuple)) or not all(isinstance(p, str) for p in pictures):
-        raise DataError("images must be a list of paths")
-    paths = [*([value["image"]] if value.get("image") else []), *pictures]
-    return Item(value.get("text") or "", tuple(resolve(root, p) for p in paths), value.get("instruction") or "")
+    image = [value["image"]] if value.get("image") else []
+    images = [*image, *listed_paths(value.get("images") or (), "images")]
+    video = listed_paths(value.get("video") or (), "video")
+    seen, frames = (tuple(resolve(root, path) for path in paths) for paths in (images, video))
+    return Item(value.get("text") or "", seen, value.get("instruction") or "", frames)
+
+
+def listed_paths(value: Any, name: str) -> Sequence[str]:
+    """`value`, which must be a list of paths. Raises DataError with `name` if it is something else."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(path, str) for path in value):
+        frames = ", one for each frame (extract them beforehand, e.g. with ffmpeg)" if name.endswith("video") else ""
+        raise DataError(f"{name} must be a list of paths{frames}")
+    return value
 
 
 @functools.lru_cache(maxsize=16)

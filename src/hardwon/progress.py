@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -27,6 +27,16 @@ class _Rate(TextColumn):
         return Text("" if not speed else f"{speed:,.1f} {self.unit}/s", style="progress.data.speed")
 
 
+class _Noted(Progress):
+    """A bar with its note on a line of its own: beside it, the bar would be squeezed out of an ordinary terminal."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 @contextlib.contextmanager
 def bar(what: str, total: int, unit: str = "items", *, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Show how far some work has come.
@@ -38,7 +48,7 @@ def bar(what: str, total: int, unit: str = "items", *, shown: bool = True) -> It
         shown: False shows nothing (all processes but the first).
 
     Yields:
-        `advance(n=1, note="")`: n more units are done; `note` is shown beside the bar (a loss, say).
+        `advance(n=1, note="")`: n more units are done; `note` is shown with the bar (a loss, say).
     """
     if not shown:
         yield lambda n=1, note="": None
@@ -46,8 +56,8 @@ def bar(what: str, total: int, unit: str = "items", *, shown: bool = True) -> It
     out = console()
     if out.is_terminal:
         columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), _Rate(unit)]
-        columns += [TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        with Progress(*columns, console=out, transient=False) as live:
+        columns += [TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()]
+        with _Noted(*columns, console=out, transient=False) as live:
             task = live.add_task(what, total=total, note="")
             note_shown = ""
 

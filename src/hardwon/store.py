@@ -10,12 +10,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import Float
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hardwon.artifacts import write_atomically
+from hardwon.artifacts import replacing, write_atomically
+
+ROWS = "rows"  # name of the one tensor of a file whose rows have the same shape
 
 
 class Store:
@@ -25,7 +27,7 @@ class Store:
         folder: where rows are kept between runs; None keeps them in memory only.
 
     Attributes:
-        rows: the rows that are there.
+        rows: the rows that are there; those of a folder are mapped, not read: they come from disk when they are looked at.
     """
 
     def __init__(self, folder: Path | None):
@@ -38,18 +40,25 @@ class Store:
     def look(self) -> None:
         """Find what is on disk, also what another process has written since."""
         for listed in sorted(self.folder.glob("*.json")) if self.folder is not None else ():
-            # What cannot be read is computed again.
-            with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
-                keys = json.loads(listed.read_text(encoding="utf-8"))
-                # Mapped, not read: rows come from disk when they are looked at.
-                rows = load_file(listed.with_suffix(".safetensors"))["rows"]
-                self.rows |= dict(zip(keys, rows, strict=True))
+            self._map(listed)
 
-    def add(self, keys: Sequence[str], rows: Float[Tensor, "n ..."]) -> None:
-        """Keep rows under their keys."""
+    def _map(self, listed: Path) -> None:
+        # What cannot be read is computed again.
+        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
+            keys = json.loads(listed.read_text(encoding="utf-8"))
+            made = load_file(listed.with_suffix(".safetensors"))
+            rows = made[ROWS] if ROWS in made else [made[key] for key in keys]
+            self.rows |= dict(zip(keys, rows, strict=True))
+
+    def add(self, keys: Sequence[str], rows: Tensor | Sequence[Tensor]) -> None:
+        """Keep rows under their keys; they may differ in shape. What is on disk does not stay in memory."""
         self.rows.update(zip(keys, rows, strict=True))
-        if self.folder is not None and keys:
-            name = hashlib.blake2b("".join(keys).encode(), digest_size=8).hexdigest()
-            save_file({"rows": rows.contiguous()}, self.folder / f".{name}.tmp")
-            (self.folder / f".{name}.tmp").replace(self.folder / f"{name}.safetensors")
-            write_atomically(self.folder / f"{name}.json", json.dumps(list(keys)))
+        if self.folder is None or not keys:
+            return
+        name = hashlib.blake2b("".join(keys).encode(), digest_size=8).hexdigest()
+        alike = len({(row.shape, row.dtype) for row in rows}) == 1
+        made = {ROWS: torch.stack(tuple(rows))} if alike else {k: r.contiguous() for k, r in zip(keys, rows, strict=True)}
+        with replacing(self.folder / f"{name}.safetensors") as neighbour:
+            save_file(made, neighbour)
+        write_atomically(self.folder / f"{name}.json", json.dumps(list(keys)))
+        self._map(self.folder / f"{name}.json")

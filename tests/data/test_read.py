@@ -82,6 +82,43 @@ def test_pairs_in_json_lines(folder):
     assert (len(data), data.rows, data.bad, data.path) == (5, 5, (), file)
 
 
+def film(folder, *names, words="", instruction=""):
+    return Item(words, instruction=instruction, video=tuple(folder.resolve() / "pictures" / f"{name}.png" for name in names))
+
+
+def test_videos_are_lists_of_frames(folder):
+    there, back = (["pictures/red.png", "pictures/blue.png"][::step] for step in (1, -1))
+    rows = [
+        {"query_video": there, "positive": "p"},
+        {"query": "q", "query_video": there, "query_instruction": "Find it.", "positive_video": back, "negative_video": there},
+        {"query": "q", "positive": {"video": back, "text": "w"}, "negatives": [{"video": there}, "n"]},
+        {"query": "r", "positive": "p", "positive_instruction": "Look.", "negative": "n", "negative_video": back},
+    ]
+    expected = [
+        gold(film(folder, "red", "blue"), text("p")),
+        gold(
+            film(folder, "red", "blue", words="q", instruction="Find it."),
+            film(folder, "blue", "red"),
+            negatives=[film(folder, "red", "blue")],
+        ),
+        gold(text("q"), film(folder, "blue", "red", words="w"), negatives=[film(folder, "red", "blue"), text("n")]),
+        gold(text("r"), text("p", "Look."), negatives=[film(folder, "blue", "red", words="n", instruction="Look.")]),
+    ]
+    assert list(read(lines(folder, *rows))) == expected
+    columns = rows[1].keys() | rows[3].keys()
+    plain = [{name: row.get(name) for name in columns} for row in (rows[0], rows[1], rows[3])]
+    pq.write_table(pa.Table.from_pylist(plain), folder / "p.parquet")  # a column of it has one type: no objects beside text
+    assert list(read(folder / "p.parquet")) == [expected[0], expected[1], expected[3]]
+    write_examples(folder / "again.jsonl", expected)
+    assert list(read(folder / "again.jsonl")) == expected
+
+
+def test_tables_have_no_videos(folder):
+    (folder / "pairs.csv").write_text("query,positive_video\na,pictures/red.png\n")
+    with pytest.raises(BadRows, match=r"positive_video must be a list of paths, got string: CSV has no lists, so take JSON"):
+        read(folder / "pairs.csv")
+
+
 def test_the_instruction_of_positives_goes_for_negatives_too(folder):
     own = {"text": "c", "instruction": "Other."}
     row = {"query": "q", "positive": "a", "positive_instruction": "Look.", "negatives": ["b", own]}
@@ -117,7 +154,7 @@ def test_parquet(folder):
         gold(text("q"), text("a"), text("b")),
         gold(shown(folder, "red"), text("c"), negatives=[text("d")]),
     ]
-    assert [(row.line, row.reason) for row in data.bad] == [(3, "has no query: give it text or an image")]
+    assert [(row.line, row.reason) for row in data.bad] == [(3, "has no query: give it text, an image or a video")]
 
 
 def test_examples_as_we_write_them(folder):
@@ -279,7 +316,7 @@ def test_raise_names_all_bad_rows_and_the_remedy(folder):
     assert [row.line for row in caught.value.rows] == [2, 3]
     message = str(caught.value)
     assert message.startswith("2 of 3 rows cannot be used:")
-    assert f"{file}:3: has no positive: give it text or an image" in message
+    assert f"{file}:3: has no positive: give it text, an image or a video" in message
     assert 'on_error="skip"' in message
 
 

@@ -36,8 +36,8 @@ def reason(folder, row, name="rows.jsonl"):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"positive": "p"}, "has no query: give it text or an image"),
-        ({"query": "q"}, "has no positive: give it text or an image"),
+        ({"positive": "p"}, "has no query: give it text, an image or a video"),
+        ({"query": "q"}, "has no positive: give it text, an image or a video"),
         ({"query": "", "positive": "p"}, "has no query"),
         ({"query": " \n", "positive": "p"}, "has no query"),
         ({"query": "q", "positive": []}, "has no positive"),
@@ -68,6 +68,23 @@ def reason(folder, row, name="rows.jsonl"):
         (
             {"query": "q", "positive": ["a", "b"], "positive_image": "red.png"},
             "positive_image goes with one positive, there are 2",
+        ),
+        ({"query": "q", "positive": ["a", "b"], "positive_video": ["red.png"]}, "put a video into each of them"),
+        (GOOD | {"negative": ["a", "b"], "negative_video": ["red.png"]}, "negative_video goes with one negative, there are 2"),
+        (GOOD | {"query_video": "red.png"}, "query_video must be a list of paths, got string"),
+        (GOOD | {"query_video": {"a": 1}}, "query_video must be a list of paths"),
+        (GOOD | {"query_video": [None]}, "query_video must be a list of paths"),
+        (GOOD | {"query_video": ["red.png", "broken.png"]}, "broken.png is broken or truncated"),
+        (GOOD | {"query_video": ["red.png", "../x.png"]}, "query: '../x.png' leads out of the data root"),
+        (
+            GOOD | {"positive": {"video": ["red.png"]}, "positive_video": ["red.png"]},
+            "positive has a video of its own and one in",
+        ),
+        (GOOD | {"positive": {"video": "red.png"}}, "positive: video must be a list of paths, one for each frame"),
+        (GOOD | {"positive": {"video": []}}, "has no positive: give it text, an image or a video"),
+        (
+            {"query": "q", "positive_video": ["red.png"], "negative_video": ["red.png"]},
+            "is a positive and a negative of the same row",
         ),
         (GOOD | {"negatives": ["x", "p"]}, "'p' is a positive and a negative of the same row: remove one"),
         (GOOD | {"query_image": "../x.png"}, "query: '../x.png' leads out of the data root"),
@@ -283,13 +300,18 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["text", "image", "images", "instruction", "item", "origin", "relevance", "x"]), inner, max_size=3
+            st.sampled_from(["text", "image", "images", "video", "instruction", "item", "origin", "relevance", "x"]),
+            inner,
+            max_size=3,
         )
     ),
     max_leaves=6,
 )
 COLUMNS = st.sampled_from(
-    ["query", "positive", "negative", "negatives", "query_image", "positive_image", "query_instruction", "source", "id"]
+    [
+        *("query", "positive", "negative", "negatives", "query_image", "positive_image", "query_instruction", "source", "id"),
+        *("query_video", "positive_video", "negative_video"),
+    ]
 )
 ROWS = st.one_of(
     st.just(json.dumps(GOOD)),

@@ -14,7 +14,8 @@ def folder(tmp_path, picture, make_task):
     """A benchmark with pictures, in files."""
     images = [picture(f"pictures/{n}.png", n) for n in range(3)]
     found = make_task("pictures", q=3, c=3, corpus=tuple(Item(images=(path,)) for path in images))
-    asked = (Item(text="like this", images=(images[0],), instruction="Find it."), Item(text="ä \u2028 \n line"), Item(text="c"))
+    like = Item(text="like this", images=(images[0],), instruction="Find it.", video=(images[2], images[1]))
+    asked = (like, Item(text="ä \u2028 \n line"), Item(text="c"))
     some = make_task("some", q=3, c=4, queries=asked, candidates=((0, 1), (0, 1, 2, 3), (2, 1)), meta_task="vqa")
     write_benchmark(Benchmark("tiny", (found, some)), tmp_path / "tiny")
     return tmp_path / "tiny"
@@ -86,17 +87,18 @@ def test_every_bad_row_is_named_with_data_set_and_line(folder):
         ([], "a row of queries is an object with query and gold, got list"),
         ({"gold": [0]}, "no query"),
         ({"query": None, "gold": [0]}, "no query"),
-        ({"query": "", "gold": [0]}, "an item needs text or a picture"),
+        ({"query": "", "gold": [0]}, "an item needs text, a picture or a video"),
         ({"query": 5, "gold": [0]}, "an item is a string or an object, got int"),
         ({"query": {"txt": "a"}, "gold": [0]}, "unknown item field 'txt': did you mean 'text'"),
         ({"query": {"images": 5}, "gold": [0]}, "images must be a list of paths"),
         ({"query": {"images": [5]}, "gold": [0]}, "images must be a list of paths"),
+        ({"query": {"video": ["pictures/0.png", "pictures/9.png"]}, "gold": [0]}, "9.png does not exist"),
         ({"query": {"image": "https://example.org/a.png"}, "gold": [0]}, "is a URL"),
         ({"query": {"image": "../up.png"}, "gold": [0]}, "leads out of the data root"),
         ({"query": {"image": "/etc/passwd"}, "gold": [0]}, "leads out of the data root"),
         ({"query": {"image": "a\x00b"}, "gold": [0]}, "NUL"),
-        ({"query": {"image": "pictures"}, "gold": [0]}, "pictures"),
-        ({"query": {"image": "tiny/benchmark.json"}, "gold": [0]}, "benchmark.json"),
+        ({"query": {"image": "pictures"}, "gold": [0]}, "pictures is not a file"),
+        ({"query": {"image": "tiny/benchmark.json"}, "gold": [0]}, "benchmark.json is none of PNG, JPEG"),
         ({"query": "a"}, "no gold"),
         ({"query": "a", "gold": 0}, r"gold must be a list of positions"),
         ({"query": "a", "gold": "0"}, r"gold must be a list of positions"),

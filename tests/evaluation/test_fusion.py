@@ -10,14 +10,15 @@ from hardwon.search import Fused
 
 
 class Judge:
-    """Log-odds by `rule(query, item)`; counts how often each pair was scored."""
+    """Log-odds by `rule(query, item)`; counts how often each pair was scored, and keeps what was shown meanwhile."""
 
     fingerprint = "judge"
 
     def __init__(self, rule):
-        self.rule, self.count = rule, collections.Counter()
+        self.rule, self.count, self.progress = rule, collections.Counter(), []
 
     def score_pairs(self, pairs, *, progress=""):
+        self.progress.append(progress)
         self.count.update((query.key, item.key) for query, item in pairs)
         return np.array([self.rule(query, item) for query, item in pairs], dtype=np.float32)
 
@@ -88,8 +89,10 @@ def test_each_item_is_encoded_and_each_pair_scored_once(good):
 
 def test_only_the_first_weight_shows_progress(good):
     encoder, benchmark = good
-    learn_weight(encoder, Judge(at_random), benchmark, depth=2)
-    assert [bool(name) for name in encoder.progress] == [True]
+    judge = Judge(at_random)
+    learn_weight(encoder, judge, benchmark, depth=2)
+    assert encoder.progress == ["encoding tiny"]
+    assert judge.progress == ["reranking one"]  # the pairs of the second task are among the first's
 
 
 def test_the_fused_reranker_is_the_one_given(good):

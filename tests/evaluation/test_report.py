@@ -137,6 +137,15 @@ def test_a_report_can_be_printed(make_report):
     assert GROUPS["vqa"] not in text
 
 
+def test_the_repr_is_one_line_without_the_hits(make_report):
+    report = make_report(labels=[1, 0] * 500, words=[1, 1, 1, 0], tasks=("labels", "words", "names"))
+    assert repr(report) == "<Report of a on tiny: 2 of 3 data sets, mean hit@1 62.5 %>"
+    assert [repr(result) for result in report.results] == [
+        "<TaskResult of labels: 1000 queries, hit@1 50.0 %>",
+        "<TaskResult of words: 4 queries, hit@1 75.0 %>",
+    ]
+
+
 def test_a_part_is_printed_without_means_and_says_so(make_report):
     text = str(make_report(labels=[1, 0], tasks=("labels", "words")))
     assert "50.0" in text

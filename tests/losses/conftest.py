@@ -77,7 +77,7 @@ class Rank:
         return self.all_of(tensor).amax(dim=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # for property tests, which know no shorter one
 def problem():
     return make_problem
 

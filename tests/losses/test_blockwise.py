@@ -395,6 +395,6 @@ def test_nothing_to_compare_once_the_rules_have_been_applied(vectors):
 def test_a_block_with_nothing_to_compare_costs_nothing(vectors):
     queries, candidates, targets = vectors(6, 8, seed=18)
     targets.comparable[:2] = targets.gold[:2]
-    for loss in (InfoNCE(0.1), InfoNCE(0.1, 9.0, True), AmplifiedInfoNCE(0.1), TopKInfoNCE(0.1), Listwise(0.1)):
+    for loss in (InfoNCE(0.1), InfoNCE(0.1, 9.0, True), AmplifiedInfoNCE(0.1), TopKInfoNCE(0.1), Listwise(0.1), Pairwise()):
         made = value_and_gradient(loss, queries, candidates, targets, rows=2)
         assert off(made, naive(loss, queries, candidates, targets)) < 1e-12

@@ -287,8 +287,8 @@ def test_a_batch_with_nothing_to_compare_is_refused(loss, problem):
         loss(scores[:1, :1], Targets.of_gold(torch.ones(1, 1, dtype=torch.bool)))
 
 
-# A judge teaches what it has judged, whatever may be compared; Pairwise has the positive's Yes to learn from.
-@those(lambda loss: not has(loss, "symmetric") and not is_a(loss, JudgeAlignment, Pairwise))
+# A judge teaches what it has judged, whatever may be compared.
+@those(lambda loss: not has(loss, "symmetric") and not is_a(loss, JudgeAlignment))
 def test_a_single_query_with_nothing_to_compare_costs_nothing(loss, problem):
     scores, targets = problem(4, 7, seed=1)
     value, gradient = run(loss, scores, nothing_left(targets, slice(1, 2)))

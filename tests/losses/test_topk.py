@@ -55,20 +55,16 @@ def test_golden_rows(square):
     beta=st.sampled_from([-0.2, 0.0, 0.1, 2.0]),
     temperature=st.sampled_from([0.02, 0.2]),
 )
-def test_equals_the_definition_for_any_shape(q, more, seed, k, beta, temperature):
-    rng = torch.Generator().manual_seed(seed)
-    scores = torch.rand(q, q + more, generator=rng, dtype=torch.float64) - 0.2
-    gold = torch.eye(q, q + more, dtype=torch.bool) | (torch.rand(q, q + more, generator=rng) < 0.2)
-    comparable = gold | (torch.rand(q, q + more, generator=rng) < 0.7)
-    gold[0, -1], comparable[0, -1] = False, True  # something to compare with
-    targets = Targets(gold, torch.zeros_like(gold), torch.zeros(gold.shape), comparable)
-    loss = TopKInfoNCE(temperature, k, beta)
+def test_equals_the_definition_for_any_shape(problem, q, more, seed, **drawn):
+    scores, targets = problem(q, q + more, seed)
+    targets.gold[0, -1], targets.comparable[0, -1] = False, True  # something to compare with
+    loss = TopKInfoNCE(**drawn)
     expected, slope = naive(scores, targets, loss)
     value, made = run(loss, scores, targets)
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert torch.allclose(made, slope, rtol=1e-9, atol=1e-12)
     assert torch.allclose(made.sum(dim=1), torch.zeros(q, dtype=torch.float64), atol=1e-10)
-    assert ((made != 0) & ~gold).sum(dim=1).max() <= k
+    assert ((made != 0) & ~targets.gold).sum(dim=1).max() <= loss.k
 
 
 def test_keeps_the_hardest():

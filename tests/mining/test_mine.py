@@ -44,6 +44,22 @@ def test_known_positives_and_related_items_are_no_candidates(pairs, encoder):
     assert set(negatives(mined.examples[3])) == {"st0", "st1", "st2", "st5"}  # a copy of gold under another instruction is gold
 
 
+def test_what_an_example_has_already_is_not_mined_again(angled):
+    examples, encoder = angled
+    given = (Candidate(Item(text="st3", instruction="another instruction")), Candidate(Item(text="st1"), 0.25))
+    examples = (examples[0].adding(given), *examples[1:])
+    mined = mine(examples, encoder, settings=Mining(depth=6, keep=9, selector=Hardest()))
+    first = mined.examples[0]
+    assert first.candidates[:3] == examples[0].candidates
+    assert negatives(first)[2:] == ["st2", "st4", "st5"]
+    found = {verdict: [e.content for e in mined.ledger if (e.row, e.verdict) == (0, verdict)] for verdict in ("kept", "spare")}
+    assert found["kept"] == [Item(text=f"st{n}").content for n in (2, 4, 5)]
+    assert found["spare"] == [Item(text=f"st{n}").content for n in (1, 3, 3)]
+    assert {e.rule for e in mined.ledger if (e.row, e.verdict) == (0, "spare")} == {"a copy of another candidate"}
+    # To others the two copies of one text are one negative.
+    assert negatives(mined.examples[1]) == ["st0", "st2", "st3", "st4", "st5"]
+
+
 def test_a_query_is_not_its_own_negative_nor_is_its_picture(tmp_path, encoder):
     paths = []
     for shade in range(4):
@@ -60,6 +76,16 @@ def test_a_query_is_not_its_own_negative_nor_is_its_picture(tmp_path, encoder):
     assert found[0] == {shown[2], Item(text="a word")}  # not the picture it starts from
     assert found[1] == {shown[1], Item(text="a word")}  # not itself
     assert found[2] == {shown[0], shown[1]}
+
+
+def test_a_query_is_not_given_the_video_that_it_starts_from(encoder):
+    film, faster, other = (Item(video=frames) for frames in ((b"1", b"2"), (b"2",), (b"2", b"1")))
+    examples = [
+        Example(Item("faster", video=film.video), (Candidate(faster, origin="gold"),)),
+        Example(Item(text="a word"), (Candidate(film, origin="gold"), Candidate(other, origin="gold"))),
+    ]
+    mined = mine(examples, encoder(dim=4), settings=Mining(keep=9))
+    assert [{c.item for c in e.candidates if c.origin == "mined"} for e in mined.examples] == [{other}, {faster}]
 
 
 def test_sources_are_kept_apart_unless_told_otherwise(pairs, encoder):
@@ -107,8 +133,8 @@ def test_a_budget_takes_the_same_share_of_every_source(pairs, encoder):
     rows = {entry.row for entry in mined.ledger}
     assert [examples[row].query for row in sorted(rows)] == [e.query for e in mined.examples]
     # The pool is all of the training set, not the chosen part.
-    pool = {item.text for e in mine(examples, encoder(dim=4), settings=Mining(queries=1, keep=99)).examples for item in e.gold}
-    assert len(pool) == 3
+    few = mine(examples, encoder(dim=4), settings=Mining(queries=1, keep=99)).examples
+    assert [(e.source, len(e.negatives)) for e in few] == [("a", 39), ("b", 19), ("c", 1)]
     assert len(mine(examples, encoder(dim=4), settings=Mining(queries=62, keep=1)).examples) == 62
 
 

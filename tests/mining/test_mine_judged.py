@@ -49,6 +49,26 @@ def test_the_rule_against_hand_values(angled, judging):
     ]
 
 
+def test_negatives_that_were_given_are_judged_and_not_doubled(angled, judging):
+    examples, encoder = angled
+    given = (Candidate(Item(text="st1")), Candidate(Item(text="st2"), 0.5), Candidate(Item(text="st7"), 0.3))
+    examples = (examples[0].adding(given), *examples[1:])
+    grades = {"st0": 0.8, "st1": 0.75, "st2": 0.2, "st3": 0.1}
+
+    def rule(query, item):
+        return odds(grades[item.text]) if query.text == "sq0" and item.text in grades else right(query, item)
+
+    first = mine(examples, encoder, judging(rule), settings=Mining(depth=3, keep=9, min_auc=0.0)).examples[0]
+    assert [(c.item.text, c.origin, c.relevance) for c in first.candidates] == [
+        ("st0", "gold", pytest.approx(0.8, abs=1e-5)),
+        ("st1", "given", pytest.approx(0.75, abs=1e-5)),
+        ("st2", "given", pytest.approx(0.2, abs=1e-5)),
+        ("st7", "given", 0.3),  # not among the three retrieved: nobody was asked
+        ("st3", "mined", pytest.approx(0.1, abs=1e-5)),
+    ]
+    assert first.related == {Item(text="st1").content}  # likely to belong to the query, whoever gave it
+
+
 def test_beta_moves_the_line(angled, judging):
     examples, encoder = angled
     judge = judging(lambda q, i: right(q, i) if q.text != "sq0" else odds(0.8 - 0.1 * int(i.text[2:]) + 0.001))

@@ -89,7 +89,8 @@ def test_exactly_what_the_oracle_retrieves_and_never_a_positive(rows, fields, en
         assert [(e.candidate, e.rank) for e in lines] == [(item.key, rank) for item, _, rank in expected[row]]
         assert [e.similarity for e in lines] == pytest.approx([score for _, score, _ in expected[row]], abs=1e-6)
         check(before, after, lines, how)
-        assert sum(e.verdict == "kept" for e in lines) == min(how.keep, len(lines))
+        fresh = {e.content for e in lines} - {c.item.content for c in before.candidates}
+        assert sum(e.verdict == "kept" for e in lines) == min(how.keep, len(fresh))
 
 
 def check(before, after, lines, how):
@@ -105,7 +106,8 @@ def check(before, after, lines, how):
     assert {c.origin for c in new} <= {"mined"}
     kept = [e.candidate for e in lines if e.verdict == "kept"]
     assert [c.item.key for c in new] == kept
-    assert len(kept) == len(set(kept)) <= how.keep
+    assert len(kept) == len({c.item.content for c in new}) <= how.keep
+    assert not {c.item.content for c in new} & {c.item.content for c in before.candidates}
 
 
 @many
@@ -139,6 +141,9 @@ def test_a_judge_never_lets_a_likely_positive_through(rows, fields, encoder, jud
             assert entry.grade == pytest.approx(sigmoid(odds), abs=2e-6)
             assert entry.gold_grade == pytest.approx(grade, abs=2e-6)
             assert (entry.verdict == "rejected") == (entry.content in false)
+        judged = {item.key: sigmoid(by_hash(before.query, item)) for item in (before.gold[0], *asked)}
+        for was, now in zip(before.candidates, after.candidates, strict=False):
+            assert now.relevance == pytest.approx(judged.get(was.item.key, was.relevance), abs=2e-6)
 
 
 def sigmoid(odds):

@@ -9,10 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import vlms
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hardwon.errors import ModelError
@@ -26,18 +24,17 @@ from hardwon.training.batches import shared
 from hardwon.training.step import Memory, embedder_step
 
 LOSS = InfoNCE(0.1)
-KINDS = {**vlms.DUAL, **vlms.DECODERS}
 needs_video = pytest.mark.skipif(not vlms.SEES_VIDEO, reason="processors of video need torchvision")
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
+def models(folders):
     """Folder, hardwon's and sentence-transformers' model by architecture, made when first asked for. Not to be changed."""
     from sentence_transformers import SentenceTransformer
 
     class Made(dict):
         def __missing__(self, name):
-            folder = KINDS[name](tmp_path_factory.mktemp("vlms") / name)
+            folder = folders[name]
             plain = SentenceTransformer(str(folder), device="cpu")
             if name == "siglip":  # as it was trained; see test_siglip_does_not_depend_on_its_neighbours
                 plain[0].processing_kwargs = {"text": {"padding": "max_length"}}
@@ -47,7 +44,7 @@ def models(tmp_path_factory):
     return Made()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*vlms.DUAL, *vlms.DECODERS])
 def any_model(request, models):
     return models[request.param]
 
@@ -66,17 +63,6 @@ def decoder(request, models):
 def fresh(decoder):
     """An embedder that a test may change."""
     return Embedder.load(decoder.folder, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def shapes(pictures, tmp_path_factory):
-    """Pictures of several sizes by name."""
-    home = tmp_path_factory.mktemp("sizes")
-    made = {"plain": pictures["red square"], "other": pictures["blue circle"]}
-    for name, size in {"wide": (120, 40), "tall": (30, 90), "large": (300, 220), "dot": (1, 1), "line": (150, 1)}.items():
-        made[name] = home / f"{name}.png"
-        tiny.draw("green", "triangle", 200).resize(size, Image.Resampling.NEAREST).save(made[name])
-    return made
 
 
 TEXTS = [
@@ -121,16 +107,6 @@ def apart(vectors):
 def examples(pictures, count=4):
     chosen = list(pictures.items())[:count]
     return [Example(Item(text=caption), (Candidate(Item(images=(path,)), 1.0, "gold"),)) for caption, path in chosen]
-
-
-def flat_gradient(model):
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
-    model.module.zero_grad(set_to_none=True)
-    return torch.cat(made)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
 
 
 class TestAny:
@@ -271,6 +247,13 @@ class TestDecoder:
         truth = {"llava": [16, 16, 16], "llava-onevision": [16 + 8 * 9, 16 + 2 * 9, 16 + 4 * 5]}
         assert counted == truth.get(decoder.name, [16, 2 * 8, 4])
 
+    def test_picture_tokens_are_known_beforehand(self, decoder, shapes):
+        token = decoder.theirs[0].processor.image_token_id
+        for names in (("plain",), ("large",), ("plain", "other"), ("wide", "dot", "tall")):
+            item = Item(images=tuple(shapes[name] for name in names))
+            known = [decoder.ours.body.picture_tokens.known(picture, len(names) == 1) for picture in item.images]
+            assert sum(known) == decoder.ours.body.features([[item]])["input_ids"].tolist()[0].count(token)
+
     def test_features_of_the_tower_can_be_put_in_later(self, decoder, mixed):
         """What a cache of vision features rests on: the same vectors from features computed before."""
         inner, whole = decoder.theirs[0].model, decoder.ours.body.features([[item] for item in mixed])
@@ -287,11 +270,11 @@ class TestDecoder:
         batch = shared(examples(pictures), 0)
         sides = [torch.cat([fresh.forward([item]) for item in side]) for side in (batch.queries, batch.candidates)]
         LOSS(sides[0] @ sides[1].T, batch.targets[:]).backward()
-        truth = flat_gradient(fresh)
+        truth = tiny.gradient_of(fresh)
         embedder_step(fresh, LOSS, batch, memory)
         assert all(p.grad is not None for name, p in fresh.module.named_parameters() if "language_model" in name)
         assert any(p.grad is not None for name, p in fresh.module.named_parameters() if "vis" in name)
-        assert relative(flat_gradient(fresh), truth) < 2e-5
+        assert tiny.relative(tiny.gradient_of(fresh), truth) < 2e-5
 
     def test_a_frozen_tower_gets_no_gradient(self, fresh, pictures):
         fresh.freeze(["vision", "words"])
@@ -346,11 +329,11 @@ class TestDual:
         batch = shared(examples(pictures), 0)
         texts = torch.cat([model.forward([query]) for query in batch.queries])
         LOSS(texts @ model.forward(batch.candidates).T, batch.targets[:]).backward()
-        truth = flat_gradient(model)
+        truth = tiny.gradient_of(model)
         embedder_step(model, LOSS, batch, memory)
         unused = {name for name, p in model.module.named_parameters() if p.grad is None}
         assert unused <= {"0.model.logit_scale", "0.model.logit_bias"}
-        assert relative(flat_gradient(model), truth) < 2e-5
+        assert tiny.relative(tiny.gradient_of(model), truth) < 2e-5
 
 
 def test_clip_reads_texts_of_different_lengths_together(models):

@@ -1,28 +1,13 @@
 """The judge that weighs two opinions."""
 
-import hashlib
-
 import numpy as np
 import pytest
+from fakes import FakeEncoder
 
 from hardwon.errors import DataError
 from hardwon.items import Candidate, Example, Item
 from hardwon.search import Blend
 from hardwon.search.blend import EXAMPLES, _logistic
-
-
-class Noise:
-    """An encoder whose vectors say nothing: a direction drawn by the item's key."""
-
-    fingerprint, dim = "noise", 16
-
-    def encode(self, items, *, progress=""):
-        rows = []
-        for item in items:
-            seed = int.from_bytes(hashlib.blake2b(item.key.encode(), digest_size=4).digest())
-            rows.append(np.random.default_rng(seed).normal(size=self.dim))
-        made = np.array(rows, dtype=np.float32).reshape(len(items), self.dim)
-        return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 class Knows:
@@ -44,7 +29,7 @@ def examples(n):
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_it_finds_out_which_opinion_counts_and_which_way_round(sign):
-    blend = Blend.fit(Noise(), Knows(sign), examples(60))
+    blend = Blend.fit(FakeEncoder("noise"), Knows(sign), examples(60))
     assert np.sign(blend.of_odds) == sign
     odds = blend.score_pairs([(Item(text="q3"), Item(text="c3")), (Item(text="q3"), Item(text="c4"))])
     assert odds.dtype == np.float32
@@ -52,30 +37,30 @@ def test_it_finds_out_which_opinion_counts_and_which_way_round(sign):
 
 
 def test_the_border_lies_between_the_classes():
-    blend = Blend.fit(Noise(), Knows(), examples(60))
+    blend = Blend.fit(FakeEncoder("noise"), Knows(), examples(60))
     right = blend.score_pairs([(Item(text=f"q{k}"), Item(text=f"c{k}")) for k in range(60)])
     wrong = blend.score_pairs([(Item(text=f"q{k}"), Item(text=f"c{k + 1}")) for k in range(59)])
     assert right.min() > 0 > wrong.max()
 
 
 def test_scores_are_the_weighted_sum_of_both_opinions():
-    blend = Blend(Noise(), Knows(), bias=0.5, of_cosine=2.0, of_odds=3.0)
+    blend = Blend(FakeEncoder("noise"), Knows(), bias=0.5, of_cosine=2.0, of_odds=3.0)
     query, item = Item(text="q1"), Item(text="c1")
-    a, b = Noise().encode([query, item])
+    a, b = FakeEncoder("noise").encode([query, item])
     assert blend.score_pairs([(query, item)])[0] == pytest.approx(0.5 + 2.0 * float(a @ b) + 3.0, abs=1e-5)
 
 
 def test_a_large_set_is_sampled_and_the_sample_is_the_same_every_time():
     one, other = Knows(), Knows()
-    first = Blend.fit(Noise(), one, examples(EXAMPLES + 200), depth=2)
-    second = Blend.fit(Noise(), other, examples(EXAMPLES + 200), depth=2)
+    first = Blend.fit(FakeEncoder("noise"), one, examples(EXAMPLES + 200), depth=2)
+    second = Blend.fit(FakeEncoder("noise"), other, examples(EXAMPLES + 200), depth=2)
     assert one.asked <= EXAMPLES * (1 + 2 + 1)
     assert (first.bias, first.of_cosine, first.of_odds) == (second.bias, second.of_cosine, second.of_odds)
 
 
 def test_the_fingerprint_names_both_models_and_the_weights():
-    one = Blend(Noise(), Knows(), 0.0, 1.0, 1.0)
-    assert one.fingerprint != Blend(Noise(), Knows(), 0.0, 1.0, 2.0).fingerprint
+    one = Blend(FakeEncoder("noise"), Knows(), 0.0, 1.0, 1.0)
+    assert one.fingerprint != Blend(FakeEncoder("noise"), Knows(), 0.0, 1.0, 2.0).fingerprint
     assert "noise" in one.fingerprint
     assert "knows" in one.fingerprint
 
@@ -83,7 +68,7 @@ def test_the_fingerprint_names_both_models_and_the_weights():
 def test_examples_that_share_one_gold_cannot_calibrate():
     gold = Candidate(Item(text="c0"), origin="gold")
     with pytest.raises(DataError, match="no wrong candidates"):
-        Blend.fit(Noise(), Knows(), [Example(Item(text=f"q{k}"), (gold,), "numbers") for k in range(5)])
+        Blend.fit(FakeEncoder("noise"), Knows(), [Example(Item(text=f"q{k}"), (gold,), "numbers") for k in range(5)])
 
 
 def test_logistic_regression_meets_its_own_condition_and_a_known_case():

@@ -5,33 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from fakes import FakeEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hardwon.errors import ArtifactError, DataError, ModelError
 from hardwon.items import Item
 from hardwon.search import Index, retrieve
-
-
-@dataclass
-class Fake:
-    """Each item's vector is drawn from its key; counts what it was asked to encode."""
-
-    fingerprint: str = "fake-1"
-    dim: int = 12
-    given: dict = field(default_factory=dict)  # text -> vector, instead of a drawn one
-    asked: list = field(default_factory=list)
-    named: list = field(default_factory=list)
-
-    def encode(self, items, *, progress=""):
-        self.asked.append([item.key for item in items])
-        self.named.append(progress)
-        rows = [self.given.get(item.text, self._drawn(item)) for item in items]
-        return np.asarray(rows, dtype=np.float32).reshape(len(items), -1 if items else self.dim)
-
-    def _drawn(self, item):
-        row = np.random.default_rng(int(item.key, 16)).standard_normal(self.dim)
-        return row / np.linalg.norm(row)
 
 
 @dataclass
@@ -66,32 +46,11 @@ def ids(hits):
     return [hit.id for hit in hits]
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    paths = [folder / "a.png", folder / "more" / "b.png", folder / "more" / "c d\u2028é.png"]
-    for n, path in enumerate(paths):
-        path.write_bytes(b"picture %d" % n)
-    return paths
-
-
-@pytest.fixture
-def mixed(pictures):
-    a, b, c = pictures
-    return [
-        Item(text="words\u2028\nand \ud800 more"),
-        Item(images=(a,)),
-        Item("both", (b, a)),
-        Item(images=(c,), instruction="find"),
-    ]
-
-
 # Building and searching
 
 
 def test_hits_are_those_of_retrieve_with_ranks_from_one():
-    encoder, items, queries = Fake(), texts(30), texts(3, start=100)
+    encoder, items, queries = FakeEncoder(), texts(30), texts(3, start=100)
     index = Index.build(encoder, items)
     found = retrieve(encoder.encode(queries), index.vectors, 7)
     for row, hits in enumerate(index.search_many(queries, 7)):
@@ -110,7 +69,7 @@ def test_identical_items_are_encoded_and_stored_once(pictures, tmp_path):
     copy = tmp_path / "copy.png"
     shutil.copy(pictures[0], copy)
     items = [*texts(2), Item(images=(pictures[0],)), *texts(2), Item(images=(copy,)), Item("text 0", instruction="other")]
-    encoder = Fake()
+    encoder = FakeEncoder()
     index = Index.build(encoder, items)
     assert index.items == (items[0], items[1], items[2], items[6])
     assert encoder.asked == [[item.key for item in index.items]]
@@ -119,7 +78,7 @@ def test_identical_items_are_encoded_and_stored_once(pictures, tmp_path):
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.integers(0, 15), st.integers(1, 50))
 def test_against_a_dictionary(numbers, query, k):
-    encoder = Fake()
+    encoder = FakeEncoder()
     index = Index.build(encoder, [Item(text=str(n)) for n in numbers], progress="")
     model = dict.fromkeys(Item(text=str(n)) for n in numbers)
     assert index.items == tuple(model)
@@ -130,14 +89,14 @@ def test_against_a_dictionary(numbers, query, k):
 
 
 def test_words_pictures_and_both_find_themselves(mixed):
-    index = Index.build(Fake(), mixed)
+    index = Index.build(FakeEncoder(), mixed)
     assert [index.search(item, 1)[0].id for item in mixed] == [0, 1, 2, 3]
 
 
 def test_exclude_self_leaves_out_all_that_shows_the_same(mixed, pictures, tmp_path):
     copy = tmp_path / "copy.png"
     shutil.copy(pictures[0], copy)
-    index = Index.build(Fake(), [*mixed, Item(images=(pictures[0],), instruction="other")])
+    index = Index.build(FakeEncoder(), [*mixed, Item(images=(pictures[0],), instruction="other")])
     query = Item(images=(copy,), instruction="search")
     assert sorted(ids(index.search(query))) == [0, 1, 2, 3, 4]
     assert sorted(ids(index.search(query, exclude_self=True))) == [0, 2, 3]
@@ -145,7 +104,7 @@ def test_exclude_self_leaves_out_all_that_shows_the_same(mixed, pictures, tmp_pa
 
 
 def test_progress_is_named_where_the_caller_named_it():
-    encoder, rerank = Fake(), Reverse(2)
+    encoder, rerank = FakeEncoder(), Reverse(2)
     index = Index.build(encoder, texts(3))
     index.search(texts(1)[0])
     index.search(texts(1)[0], rerank=rerank, progress="searching")
@@ -153,7 +112,7 @@ def test_progress_is_named_where_the_caller_named_it():
 
 
 def test_vectors_cannot_be_changed_and_the_array_of_the_encoder_can():
-    class Keeps(Fake):
+    class Keeps(FakeEncoder):
         def encode(self, items, *, progress=""):
             self.kept = super().encode(items, progress=progress)
             return self.kept
@@ -168,12 +127,12 @@ def test_vectors_cannot_be_changed_and_the_array_of_the_encoder_can():
 @pytest.mark.parametrize("k", [0, -1])
 def test_k_below_one_is_refused(k):
     with pytest.raises(DataError, match=f"k must be at least 1, got {k}"):
-        Index.build(Fake(), texts(3)).search(Item("x"), k, rerank=Reverse(2))
+        Index.build(FakeEncoder(), texts(3)).search(Item("x"), k, rerank=Reverse(2))
 
 
 def test_nothing_to_index():
     with pytest.raises(DataError, match="no items to index"):
-        Index.build(Fake(), [])
+        Index.build(FakeEncoder(), [])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +140,7 @@ def test_nothing_to_index():
     [([np.nan] * 12, "is not finite"), ([0.0] * 12, "length 0, not 1"), ([1.0] * 12, r"length 3\.464, not 1")],
 )
 def test_bad_vectors_are_refused_and_name_the_item(vector, message):
-    encoder = Fake(given={"text 1": vector})
+    encoder = FakeEncoder(given={"text 1": vector})
     with pytest.raises(ModelError, match=rf"item {Item('text 1').key[:12]} \('text 1', 0 pictures\).*{message}"):
         Index.build(encoder, texts(3))
     index = Index.build(encoder, texts(1))
@@ -192,7 +151,7 @@ def test_bad_vectors_are_refused_and_name_the_item(vector, message):
 
 
 def test_vectors_of_the_wrong_shape_are_refused():
-    class Short(Fake):
+    class Short(FakeEncoder):
         def encode(self, items, *, progress=""):
             return super().encode(items, progress=progress)[:-1]
 
@@ -201,7 +160,7 @@ def test_vectors_of_the_wrong_shape_are_refused():
 
 
 def test_an_encoder_that_was_trained_since_is_refused():
-    encoder = Fake()
+    encoder = FakeEncoder()
     index = Index.build(encoder, texts(3))
     encoder.fingerprint = "fake-1 after a step"
     with pytest.raises(ArtifactError, match=r"built by encoder fake-1 .* this one is fake-1 after a step"):
@@ -213,7 +172,7 @@ def test_an_encoder_that_was_trained_since_is_refused():
 
 @pytest.mark.parametrize(("depth", "k"), [(4, 10), (4, 2), (30, 5), (1, 3)])
 def test_rerank_orders_the_best_and_leaves_the_rest_below(depth, k):
-    encoder, query = Fake(), Item("q")
+    encoder, query = FakeEncoder(), Item("q")
     index = Index.build(encoder, texts(20))
     plain = ids(index.search(query, 20))
     rerank = Reverse(depth)
@@ -229,7 +188,7 @@ def test_rerank_orders_the_best_and_leaves_the_rest_below(depth, k):
 
 
 def test_equal_scores_of_rerank_keep_the_order_of_the_search():
-    index = Index.build(Fake(), texts(90))
+    index = Index.build(FakeEncoder(), texts(90))
     plain = ids(index.search(Item("q"), 90))
     levels = np.random.default_rng(0).integers(0, 2, 80).astype(float)  # long enough that an unstable sort would show
     expected = [n for level in (1, 0) for n, given in zip(plain[:80], levels, strict=True) if given == level]
@@ -237,7 +196,7 @@ def test_equal_scores_of_rerank_keep_the_order_of_the_search():
 
 
 def test_queries_with_fewer_candidates_are_reranked_apart():
-    index, rerank = Index.build(Fake(), texts(5)), Reverse(5)
+    index, rerank = Index.build(FakeEncoder(), texts(5)), Reverse(5)
     queries = [Item("new"), Item("text 2"), Item("other")]
     plain = index.search_many(queries, 5, exclude_self=True)
     hits = index.search_many(queries, 5, rerank, exclude_self=True)
@@ -247,12 +206,12 @@ def test_queries_with_fewer_candidates_are_reranked_apart():
 
 def test_nothing_left_to_rerank():
     rerank = Reverse(3)
-    assert Index.build(Fake(), texts(1)).search(texts(1)[0], rerank=rerank, exclude_self=True) == []
+    assert Index.build(FakeEncoder(), texts(1)).search(texts(1)[0], rerank=rerank, exclude_self=True) == []
     assert rerank.seen == []
 
 
 def test_bad_rerankers_are_refused():
-    index = Index.build(Fake(), texts(5))
+    index = Index.build(FakeEncoder(), texts(5))
     with pytest.raises(DataError, match="depth of rerank must be at least 1, got 0"):
         index.search(Item("q"), rerank=Reverse(0))
     with pytest.raises(ModelError, match=r"scores of shape \[1, 2\], not \[1, 3\]"):

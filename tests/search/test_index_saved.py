@@ -2,10 +2,10 @@
 
 import json
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from fakes import FakeEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,18 +16,6 @@ from hardwon.search import Index
 from hardwon.search import index as index_module
 
 
-@dataclass
-class Fake:
-    """Each item's vector is drawn from its key."""
-
-    fingerprint: str = "fake-1"
-    dim: int = 12
-
-    def encode(self, items, *, progress=""):
-        rows = np.array([np.random.default_rng(int(item.key, 16)).standard_normal(self.dim) for item in items])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 def texts(count):
     return [Item(text=f"text {n}") for n in range(count)]
 
@@ -36,29 +24,8 @@ def ids(hits):
     return [hit.id for hit in hits]
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    paths = [folder / "a.png", folder / "more" / "b.png", folder / "more" / "c d\u2028é.png"]
-    for n, path in enumerate(paths):
-        path.write_bytes(b"picture %d" % n)
-    return paths
-
-
-@pytest.fixture
-def mixed(pictures):
-    a, b, c = pictures
-    return [
-        Item(text="words\u2028\nand \ud800 more"),
-        Item(images=(a,)),
-        Item("both", (b, a)),
-        Item(images=(c,), instruction="find"),
-    ]
-
-
 def test_a_saved_index_is_the_same(mixed, tmp_path):
-    encoder = Fake()
+    encoder = FakeEncoder()
     index = Index.build(encoder, mixed)
     index.save(tmp_path / "out" / "index")
     loaded = Index.load(str(tmp_path / "out" / "index"), encoder)
@@ -68,18 +35,26 @@ def test_a_saved_index_is_the_same(mixed, tmp_path):
     assert ids(loaded.search(mixed[1], 5, exclude_self=True)) == ids(index.search(mixed[1], 5, exclude_self=True))
     manifest = artifacts.load(tmp_path / "out" / "index", "index")
     assert manifest.inputs == {"encoder": "fake-1", "root": "../../pictures"}
-    assert manifest.stats == {"items": 4, "dim": 12}
+    assert manifest.stats == {"items": 5, "dim": 12}
 
 
 def test_an_index_of_words_only(tmp_path):
-    Index.build(Fake(), texts(3)).save(tmp_path / "index")
+    Index.build(FakeEncoder(), texts(3)).save(tmp_path / "index")
     assert Index.load(tmp_path / "index").items == tuple(texts(3))
+
+
+def test_an_index_of_videos_only(pictures, tmp_path):
+    items = [Item(video=(pictures[2], pictures[1])), Item(video=(pictures[1].read_bytes(),))]
+    Index.build(Fake(), items[:1]).save(tmp_path / "out" / "index")
+    assert Index.load(tmp_path / "out" / "index").items == (items[0],)
+    with pytest.raises(DataError, match="held as bytes"):
+        Index.build(Fake(), items).save(tmp_path / "other")
 
 
 def test_an_index_moves_with_its_pictures(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.png").write_bytes(b"a")
-    Index.build(Fake(), [Item(images=(tmp_path / "one" / "a.png",))]).save(tmp_path / "one" / "index")
+    Index.build(FakeEncoder(), [Item(images=(tmp_path / "one" / "a.png",))]).save(tmp_path / "one" / "index")
     (tmp_path / "one").rename(tmp_path / "two")
     loaded = Index.load(tmp_path / "two" / "index")
     assert loaded.items[0].images == (tmp_path / "two" / "a.png",)
@@ -94,12 +69,12 @@ def test_relative_paths_and_links_are_followed_when_saving(tmp_path, monkeypatch
     (tmp_path / "near" / "b.png").write_bytes(b"b")
     monkeypatch.chdir(tmp_path / "near")
     items = [Item(images=(tmp_path / "near" / name,)) for name in ("link.png", "b.png")]
-    Index.build(Fake(), items).save("index")
+    Index.build(FakeEncoder(), items).save("index")
     assert [item.key for item in Index.load(tmp_path / "near" / "index").items] == [item.key for item in items]
 
 
 def test_pictures_as_bytes_are_searched_but_not_saved(tmp_path, pictures):
-    index = Index.build(Fake(), [Item(images=(pictures[0].read_bytes(),)), *texts(2)])
+    index = Index.build(FakeEncoder(), [Item(images=(pictures[0].read_bytes(),)), *texts(2)])
     assert index.search(Item(images=(pictures[0],)), 1)[0].id == 0
     with pytest.raises(DataError, match="held as bytes"):
         index.save(tmp_path / "index")
@@ -108,15 +83,15 @@ def test_pictures_as_bytes_are_searched_but_not_saved(tmp_path, pictures):
 
 @pytest.mark.parametrize(("fingerprint", "dim"), [("fake-2", 12), ("fake-1", 13)])
 def test_another_encoder_is_refused(tmp_path, fingerprint, dim):
-    Index.build(Fake(), texts(3)).save(tmp_path / "index")
+    Index.build(FakeEncoder(), texts(3)).save(tmp_path / "index")
     with pytest.raises(ArtifactError) as error:
-        Index.load(tmp_path / "index", Fake(fingerprint, dim))
+        Index.load(tmp_path / "index", FakeEncoder(fingerprint, dim))
     for part in ("encoder fake-1 (width 12)", f"{fingerprint} (width {dim})", "Index.build(encoder, index.items)"):
         assert part in str(error.value)
 
 
 def test_without_an_encoder_one_can_read_but_not_search(tmp_path):
-    Index.build(Fake(), texts(3)).save(tmp_path / "index")
+    Index.build(FakeEncoder(), texts(3)).save(tmp_path / "index")
     index = Index.load(tmp_path / "index")
     assert len(index) == 3 and index.fingerprint == "fake-1" and index.encoder is None
     with pytest.raises(ArtifactError, match=r"without its encoder: Index\.load\(path, encoder\)"):
@@ -124,7 +99,7 @@ def test_without_an_encoder_one_can_read_but_not_search(tmp_path):
 
 
 def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(mixed, tmp_path):
-    index, path = Index.build(Fake(), mixed), tmp_path / "index"
+    index, path = Index.build(FakeEncoder(), mixed), tmp_path / "index"
     index.save(path)
     generator = random.Random(0)
     files = sorted(path.iterdir())
@@ -136,7 +111,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(mixed, tmp_path):
         bad[generator.randrange(len(good))] ^= 1 << generator.randrange(8)
         file.write_bytes(bad)
         try:
-            loaded = Index.load(path, Fake())
+            loaded = Index.load(path, FakeEncoder())
         except ArtifactError:
             pass
         else:  # in the manifest, what is said of time and machine may change
@@ -144,14 +119,14 @@ def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(mixed, tmp_path):
                 file.name == "manifest.json" and loaded.items == index.items and np.array_equal(loaded.vectors, index.vectors)
             )
         file.write_bytes(good)
-    assert Index.load(path, Fake()).items == index.items
+    assert Index.load(path, FakeEncoder()).items == index.items
 
 
 @pytest.mark.parametrize("name", ["items.jsonl", "manifest.json", "vectors.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_truncated_or_missing_file_is_refused(tmp_path, name, share):
     path = tmp_path / "index"
-    Index.build(Fake(), texts(20)).save(path)
+    Index.build(FakeEncoder(), texts(20)).save(path)
     whole = (path / name).read_bytes()
     (path / name).write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ArtifactError, match=name):
@@ -164,7 +139,7 @@ def test_a_truncated_or_missing_file_is_refused(tmp_path, name, share):
 @pytest.mark.parametrize(("field_", "value"), [("root", ".."), ("encoder", "fake-2")])
 def test_a_manifest_that_was_edited_is_refused(tmp_path, field_, value):
     path = tmp_path / "index"
-    Index.build(Fake(), texts(2)).save(path)
+    Index.build(FakeEncoder(), texts(2)).save(path)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["inputs"][field_] = value
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -174,7 +149,7 @@ def test_a_manifest_that_was_edited_is_refused(tmp_path, field_, value):
 
 def test_saving_that_is_interrupted_leaves_nothing_that_opens(tmp_path, monkeypatch):
     path = tmp_path / "index"
-    index = Index.build(Fake(), texts(4))
+    index = Index.build(FakeEncoder(), texts(4))
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -191,17 +166,17 @@ def test_saving_that_is_interrupted_leaves_nothing_that_opens(tmp_path, monkeypa
 
 def test_an_index_is_replaced_and_anything_else_is_left_alone(tmp_path):
     path = tmp_path / "index"
-    Index.build(Fake(), texts(4)).save(path)
-    Index.build(Fake(), texts(2)).save(path)
+    Index.build(FakeEncoder(), texts(4)).save(path)
+    Index.build(FakeEncoder(), texts(2)).save(path)
     assert len(Index.load(path)) == 2
     with artifacts.writing(tmp_path / "model", "model", {}) as draft:
         (draft.path / "weights").write_text("weights")
     with pytest.raises(ArtifactError, match="holds a model"):
-        Index.build(Fake(), texts(2)).save(tmp_path / "model")
+        Index.build(FakeEncoder(), texts(2)).save(tmp_path / "model")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "letter.txt").write_text("dear")
     with pytest.raises(ArtifactError, match="was not made by hardwon"):
-        Index.build(Fake(), texts(2)).save(tmp_path / "own")
+        Index.build(FakeEncoder(), texts(2)).save(tmp_path / "own")
     assert (tmp_path / "model" / "weights").exists() and (tmp_path / "own" / "letter.txt").exists()
     with pytest.raises(ArtifactError, match="holds a model"):
         Index.load(tmp_path / "model")
@@ -211,6 +186,6 @@ def test_an_index_is_replaced_and_anything_else_is_left_alone(tmp_path):
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=8))
 def test_any_text_is_read_back(tmp_path_factory, written):
     path = tmp_path_factory.mktemp("any") / "index"
-    index = Index.build(Fake(), [Item(text=text) for text in written], progress="")
+    index = Index.build(FakeEncoder(), [Item(text=text) for text in written], progress="")
     index.save(path)
     assert Index.load(path).items == index.items

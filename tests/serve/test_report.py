@@ -292,6 +292,16 @@ def test_a_picture_is_embedded_once_and_small(tmp_path):
     assert sorted(sizes) == [(72, 48), (72, 72)]
 
 
+def test_a_video_is_shown_by_four_of_its_frames(tmp_path):
+    frames = tuple(tmp_path / f"{n}.png" for n in range(9))
+    for n, path in enumerate(frames):
+        Image.new("RGB", (8, 8), (n * 25, 0, 0)).save(path)
+    long, short = Item(video=frames), Item("two", RED.images, video=frames[:2])
+    seen = Page(report.render(ReportContent("t", "s", "c", {}, searches=(Search("k", long, (Hit(short, 1.0),)),))))
+    assert seen.values("aria-label")[1:] == [f"picture: {n}" for n in (0, 2, 5, 8)] + ["picture", "picture: 0", "picture: 1"]
+    assert "9 frames" in seen.text and "2 frames" in seen.text
+
+
 def test_pictures_that_cannot_be_shown_become_placeholders(tmp_path):
     (tmp_path / "half.png").write_bytes(png("red")[:60])
     (tmp_path / "empty.png").write_bytes(b"")

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tiny import gradient_of, relative
 from torch.nn.functional import normalize
 
 from hardwon.errors import DataError
@@ -39,16 +40,6 @@ def features(model, columns):
     return [dict(model.preprocess(texts)) for texts in columns]
 
 
-def gradient_of(model):
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    return torch.cat(made)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
-
-
 def ours(model, loss, columns, grades=None):
     """Value and gradient of our own step on the same texts."""
     examples = []
@@ -58,7 +49,7 @@ def ours(model, loss, columns, grades=None):
         candidates = (Candidate(Item(text=t), grade, origin) for t, grade, origin in zip(texts, given, origins, strict=True))
         examples.append(Example(Item(text=anchor), tuple(candidates)))
     value = embedder_step(model, loss, shared(examples, 0), Memory())
-    return float(value), gradient_of(model.module)
+    return float(value), gradient_of(model)
 
 
 @pytest.mark.parametrize("size", [None, 2, 5, 100], ids=["at once", "cached by 2", "cached by 5", "cached by 100"])
@@ -72,7 +63,7 @@ class TestIsOurStep:
         value.backward()
         assert value.shape == ()
         assert float(value.detach()) == pytest.approx(truth, rel=1e-5)
-        assert relative(gradient_of(model), gradient) < 1e-5
+        assert relative(gradient_of(still), gradient) < 1e-5
 
     @pytest.mark.parametrize("negatives", [1, 2])
     @pytest.mark.parametrize("name", ["judge", "sum"])
@@ -84,7 +75,7 @@ class TestIsOurStep:
         value = loss(features(model, [ANCHORS, *columns]), torch.tensor(grades))
         value.backward()
         assert float(value.detach()) == pytest.approx(truth, rel=1e-5)
-        assert relative(gradient_of(model), gradient) < 1e-5
+        assert relative(gradient_of(still), gradient) < 1e-5
 
     def test_an_upstream_factor_reaches_the_weights(self, still, size):
         """As in gradient accumulation, or with the scaler of float16."""
@@ -92,7 +83,7 @@ class TestIsOurStep:
         _, gradient = ours(still, LOSSES["hardness"], COLUMNS)
         loss = SentenceTransformersLoss(model, LOSSES["hardness"], mini_batch_size=size)
         (loss(features(model, [ANCHORS, *COLUMNS])) * 0.25).backward()
-        assert relative(gradient_of(model), 0.25 * gradient) < 1e-5
+        assert relative(gradient_of(still), 0.25 * gradient) < 1e-5
 
     def test_rules_take_copies_out(self, still, size):
         model = still.body.model
@@ -102,12 +93,12 @@ class TestIsOurStep:
         targets.comparable[0, 4] = targets.comparable[4, 0] = False
         truth = InfoNCE(0.1)(vectors[0] @ vectors[1].T, targets)
         truth.backward()
-        gradient = gradient_of(model)
+        gradient = gradient_of(still)
         loss = SentenceTransformersLoss(model, InfoNCE(0.1), rules=FalseNegatives(copies=0.999), mini_batch_size=size)
         value = loss(features(model, [ANCHORS, positives]))
         value.backward()
         assert float(value.detach()) == pytest.approx(float(truth.detach()), rel=1e-5)
-        assert relative(gradient_of(model), gradient) < 1e-5
+        assert relative(gradient_of(still), gradient) < 1e-5
 
     def test_without_gradients(self, still, size):
         """As in an evaluation."""

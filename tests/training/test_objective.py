@@ -4,6 +4,7 @@ from dataclasses import replace
 import processes
 import pytest
 import torch
+from tiny import gradient_of, relative
 from torch.nn.functional import normalize
 
 from hardwon.errors import RecipeError
@@ -179,10 +180,10 @@ def test_a_step_is_one_pass_over_everything(text_model, name):
         values.append(loss(q @ c.T, targets))
     truth = torch.stack(values).mean()
     truth.backward()
-    gradient = processes.gradient_of(text_model)
+    gradient = gradient_of(text_model)
     value = embedder_step(text_model, Objective(loss, **around), batch, Memory(60))
     assert float(value) == pytest.approx(float(truth.detach()), rel=1e-5)
-    assert float((processes.gradient_of(text_model) - gradient).norm() / gradient.norm()) < 1e-5
+    assert relative(gradient_of(text_model), gradient) < 1e-5
 
 
 class TestWidths:
@@ -303,6 +304,19 @@ class TestReport:
         truth = gradient_report(InfoNCE(0.2), vectors[asked[:3]] @ vectors[offered].T, targets[:3])
         torch.testing.assert_close(made.positive, truth.positive)
         assert made.norm.shape == (3,)
+
+    @pytest.mark.parametrize("loss", [InfoNCE(0.2), InfoNCE(0.2, hardness=3.0) + Pairwise()], ids=str)
+    def test_of_first_queries_with_nothing_to_compare_is_none(self, loss):
+        vectors, asked, offered, targets = problem()
+        known = targets[:]
+        known.comparable[:2] = known.gold[:2]
+        rows, columns = torch.ones(targets.shape).nonzero(as_tuple=True)
+        parts = (matrix[rows, columns] for matrix in (known.gold, known.judged, known.relevance, known.comparable))
+        masked = KnownPairs(targets.shape, rows, columns, *parts)
+        objective = Objective(loss)
+        assert torch.isfinite(objective.slope(vectors, asked, offered, masked).value)  # the batch itself is fine
+        assert objective.report(vectors, asked, offered, masked, most=2) is None
+        assert objective.report(vectors, asked, offered, masked, most=3) is not None
 
     def test_a_step_shows_it_to_whoever_watches(self, tiny_text):
         model, seen = Embedder.load(tiny_text, device="cpu"), []

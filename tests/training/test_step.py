@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny import gradient_of, relative
 from torch.nn.functional import normalize
 
 from hardwon.errors import Diverged
@@ -16,16 +17,6 @@ OTHERS = {
     "replay": Memory(chunk_tokens=60, keep_tokens=0),
     "mixed": Memory(chunk_tokens=60, keep_tokens=130),
 }
-
-
-def flat_gradient(model):
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
-    model.module.zero_grad(set_to_none=True)
-    return torch.cat(made)
-
-
-def relative(made, truth):
-    return float((made - truth).norm() / truth.norm())
 
 
 @pytest.fixture(params=["text", "seeing, tower frozen", "seeing, tower trained"])
@@ -61,7 +52,7 @@ class TestReplayWithDropout:
         model.body.train()
         for how in (PLAIN, memory):
             torch.manual_seed(3)
-            made.append((float(embedder_step(model, LOSS, batch, how)), flat_gradient(model), torch.random.get_rng_state()))
+            made.append((float(embedder_step(model, LOSS, batch, how)), gradient_of(model), torch.random.get_rng_state()))
         assert made[1][0] == pytest.approx(made[0][0], rel=1e-6)
         assert relative(made[1][1], made[0][1]) < 1e-5
         assert torch.equal(made[1][2], made[0][2])  # the next step draws the same, too
@@ -73,7 +64,7 @@ class TestReplayWithDropout:
         model.body.train()
         for how in (PLAIN, memory):
             torch.manual_seed(3)
-            made.append((float(reranker_step(model, RERANK, batch, how)), flat_gradient(model), torch.random.get_rng_state()))
+            made.append((float(reranker_step(model, RERANK, batch, how)), gradient_of(model), torch.random.get_rng_state()))
         assert made[1][0] == pytest.approx(made[0][0], rel=1e-6)
         assert relative(made[1][1], made[0][1]) < 1e-5
         assert torch.equal(made[1][2], made[0][2])
@@ -99,11 +90,11 @@ class TestAgainstTheNaiveTwin:
         queries, candidates = model.forward(batch.queries), model.forward(batch.candidates)
         truth = LOSS(queries @ candidates.T, batch.targets[:])
         truth.backward()
-        gradient = flat_gradient(model)
+        gradient = gradient_of(model)
         value = embedder_step(model, LOSS, batch, memory)
         assert float(value) == pytest.approx(float(truth.detach()), rel=1e-5)
         assert not value.requires_grad
-        assert relative(flat_gradient(model), gradient) < 2e-5
+        assert relative(gradient_of(model), gradient) < 2e-5
 
     def test_reranker(self, reranker, memory):
         model, examples = reranker
@@ -113,9 +104,9 @@ class TestAgainstTheNaiveTwin:
         scores = scores.index_put(tuple(rows.T), model.forward(batch.pairs))
         truth = RERANK(scores, batch.targets)
         truth.backward()
-        gradient = flat_gradient(model)
+        gradient = gradient_of(model)
         assert float(reranker_step(model, RERANK, batch, memory)) == pytest.approx(float(truth.detach()), rel=1e-5)
-        assert relative(flat_gradient(model), gradient) < 2e-5
+        assert relative(gradient_of(model), gradient) < 2e-5
 
 
 def test_an_item_on_both_sides_is_encoded_once(text_model, monkeypatch):
@@ -133,17 +124,17 @@ def test_an_item_on_both_sides_is_encoded_once(text_model, monkeypatch):
     monkeypatch.setattr(text_model, "forward", forward)
     embedder_step(text_model, InfoNCE(0.1), shared(examples, 0), Memory())
     assert sorted(rows) == ["blue", "green", "red"]
-    assert flat_gradient(text_model).norm() > 0
+    assert gradient_of(text_model).norm() > 0
 
 
 def test_gradients_add_up(text_model, texts):
     text_model.module.eval()
     batch = shared(texts[:6], 0)
     embedder_step(text_model, LOSS, batch, PLAIN)
-    once = flat_gradient(text_model)
+    once = gradient_of(text_model)
     for _ in range(2):
         embedder_step(text_model, LOSS, batch, PLAIN)
-    assert relative(flat_gradient(text_model), 2 * once) < 1e-6
+    assert relative(gradient_of(text_model), 2 * once) < 1e-6
 
 
 class TestDiverged:

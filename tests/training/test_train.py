@@ -49,7 +49,7 @@ class TestLearns:
         loss = JudgeAlignment(0.2) + 0.5 * InfoNCE(0.1)
         train(text_model, texts, loss, steps=15, settings=QUICK, out=tmp_path)
         losses = losses_of(tmp_path)
-        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+        assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
 
     def test_a_reranker(self, text_model, texts, tmp_path):
         model = Reranker.start_from(text_model)
@@ -63,13 +63,15 @@ class TestLearns:
         settings = Settings(batch_size=10, negatives=2, learning_rate=3e-3, freeze=("vision",))
         train(model, shapes, Listwise(), steps=15, settings=settings, out=tmp_path)
         losses = losses_of(tmp_path)
-        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+        assert np.mean(losses[-5:]) < 0.92 * np.mean(losses[:5])
 
     def test_what_was_trained_is_saved(self, text_model, texts, tmp_path):
+        items = [e.query for e in texts]
+        before = text_model.encode(items)
         train(text_model, texts, InfoNCE(0.1), steps=3, settings=QUICK)
         text_model.save(tmp_path / "model")
         loaded = Embedder.load(tmp_path / "model", device="cpu")
-        items = [e.query for e in texts]
+        assert np.abs(text_model.encode(items) - before).max() > 1e-2
         np.testing.assert_allclose(loaded.encode(items), text_model.encode(items), atol=1e-6)
 
 
@@ -224,6 +226,20 @@ class TestSettings:
         train(text_model, bare, InfoNCE(0.1), steps=1, settings=replace(QUICK, report_every=1), out=tmp_path)
         assert rows_of(tmp_path)[0]["gradient"]["false_negatives"] is None
         assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+    def test_a_report_that_cannot_be_made_stops_nothing(self, text_model, texts, tmp_path, monkeypatch):
+        """A report looks at the first queries of a batch; here at one, which may have nothing to be compared with."""
+        whole = Objective.report
+        monkeypatch.setattr(Objective, "report", lambda self, *args: whole(self, *args, most=1))
+        everything = frozenset(candidate.item.content for e in texts for candidate in e.candidates)
+        lonely = [replace(e, related=everything, candidates=e.candidates[:1]) for e in texts[4:]]
+        settings = replace(QUICK, batch_size=20, report_every=1)
+        train(text_model, [*texts[:4], *lonely], InfoNCE(0.1), steps=8, settings=settings, out=tmp_path)
+        reports = [row["gradient"] for row in rows_of(tmp_path) if "gradient" in row]
+        assert len(reports) == len(losses_of(tmp_path)) == 8
+        assert None in reports
+        assert any(reports)
+        assert np.isfinite(losses_of(tmp_path)).all()
 
     def test_reports_do_not_disturb(self, fresh_text, texts, weights):
         made = []

@@ -4,7 +4,9 @@ Forms of a row:
 
 - pairs: `query` (text or item), `positive` (text, item, or a list of them), optionally `negative` or `negatives` (same),
   `source`, `id`; beside them `query_image`, `query_instruction`, `positive_image`, `positive_instruction`. An item is an
-  object with text, image, images, instruction. `positive_instruction` goes for negatives too.
+  object with text, image, images, video, instruction. `positive_instruction` goes for negatives too.
+- a video is a list of its frames, pictures in order of time, in `video` of an item or in `query_video`, `positive_video`,
+  `negative_video`. One video for each item; the frames are extracted beforehand, e.g. with ffmpeg. CSV has no lists.
 - examples: `query`, `candidates`, `source`, `related`, as `items.write_examples` writes them (JSON lines).
 - captions: a folder with `captions.csv`, `captions.jsonl` or `metadata.jsonl` (columns `file_name`, `text`), or with
   `name.txt` beside `name.png`; the caption is the query, the picture its positive.

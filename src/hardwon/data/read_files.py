@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from hardwon.errors import DataError, unknown
 
 PAIR_COLUMNS = (
-    *("query", "query_image", "query_instruction", "positive", "positive_image", "positive_instruction"),
-    *("negative", "negatives", "source", "id"),
+    *("query", "query_image", "query_video", "query_instruction"),
+    *("positive", "positive_image", "positive_video", "positive_instruction"),
+    *("negative", "negative_video", "negatives", "source", "id"),
 )
 EXAMPLE_COLUMNS = ("query", "candidates", "source", "related", "id")
 CAPTION_COLUMNS = ("file_name", "text")

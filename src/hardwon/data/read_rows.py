@@ -1,15 +1,15 @@
 """Rows as Examples: what the columns of a row mean, and every reason why a row cannot be used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from hardwon.data.read_files import json_kind, not_unicode
 from hardwon.errors import BadMedia, DataError, unknown
-from hardwon.items import Candidate, Example, Item, Origin, item_from_json
+from hardwon.items import Candidate, Example, Item, Origin, item_from_json, listed_paths
 from hardwon.pictures import check_picture, open_picture
 
-_CONTENT = ("text", "image", "images")
+_SEEN = ("image", "images", "video")
 _CANDIDATE_FIELDS = ("item", "relevance", "origin")
 
 
@@ -65,27 +65,33 @@ class Rows:
         self._ids.add(str(value))
 
     def _pair(self, row: Mapping[str, Any]) -> Example:
-        query = self._item(row.get("query"), "query", _string(row, "query_image"), _string(row, "query_instruction"))
-        image, instruction = _string(row, "positive_image"), _string(row, "positive_instruction")
+        image, instruction, video = _beside(row, "query")
+        query = self._item(row.get("query"), "query", image, instruction, video)
+        image, instruction, video = _beside(row, "positive")
         positives = _listed(row.get("positive"))
-        if image and len(positives) > 1:
-            raise DataError(
-                f"positive_image goes with one positive, there are {len(positives)}: put an image into each of them"
-            )
-        gold = [self._item(value, "positive", image, instruction) for value in positives or [None]]
-        negatives = []
-        for name in ("negative", "negatives"):
-            for value in _listed(row.get(name)):
-                # The same instruction on both, or a model could tell positives from negatives by it.
-                own = isinstance(value, Mapping) and value.get("instruction")
-                negatives.append(self._item(value, name, instruction="" if own else instruction))
-        shown = {(item.text, item.images) for item in gold}
+        _only_one("positive", positives, {"an image": image, "a video": video})
+        gold = [self._item(value, "positive", image, instruction, video) for value in positives or [None]]
+        negatives = self._negatives(row, instruction)
+        shown = {(item.text, item.images, item.video) for item in gold}
         for item in negatives:
-            if (item.text, item.images) in shown:
-                what = item.text or ", ".join(str(picture) for picture in item.images)
+            if (item.text, item.images, item.video) in shown:
+                what = item.text or ", ".join(str(picture) for picture in item.pictures)
                 raise DataError(f"{what[:80]!r} is a positive and a negative of the same row: remove one")
         candidates = [*(Candidate(item, origin="gold") for item in gold), *(Candidate(item) for item in negatives)]
         return Example(query, tuple(candidates), _string(row, "source"))
+
+    def _negatives(self, row: Mapping[str, Any], instruction: str) -> list[Item]:
+        video = _frames(row, "negative_video")
+        single = _listed(row.get("negative"))
+        _only_one("negative", single, {"a video": video})
+        made = []
+        for name, values in (("negative", single or [None] * bool(video)), ("negatives", _listed(row.get("negatives")))):
+            for value in values:
+                # The same instruction on both, or a model could tell positives from negatives by it.
+                own = isinstance(value, Mapping) and value.get("instruction")
+                frames = video if name == "negative" else ()
+                made.append(self._item(value, name, instruction="" if own else instruction, video=frames))
+        return made
 
     def _stated(self, row: Mapping[str, Any]) -> Example:
         """A row as `items.write_examples` wrote it."""
@@ -117,29 +123,32 @@ class Rows:
             relevance = float(relevance)
         return Candidate(self._item(value.get("item"), "item"), relevance, cast(Origin, origin))
 
-    def _item(self, value: Any, name: str, image: str = "", instruction: str = "") -> Item:
+    def _item(self, value: Any, name: str, image: str = "", instruction: str = "", video: Sequence[str] = ()) -> Item:
         """An item from the value of column `name` and the columns beside it."""
         if not isinstance(value, (str, Mapping)) and value is not None:
             raise DataError(f"{name} must be a string or an object, got {json_kind(value)}")
         parts: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"text": value}
         if image and (parts.get("image") or parts.get("images")):
             raise DataError(f"{name} has an image of its own and one in {name}_image: keep one")
+        if video and parts.get("video"):
+            raise DataError(f"{name} has a video of its own and one in {name}_video: keep one")
         if instruction and parts.get("instruction"):
             raise DataError(f"{name} has an instruction of its own and one in {name}_instruction: keep one")
-        parts |= ({"image": image} if image else {}) | ({"instruction": instruction} if instruction else {})
-        images = parts.get("images")
-        if images is not None and not (isinstance(images, list) and all(isinstance(path, str) for path in images)):
-            raise DataError(f"{name}: images must be a list of paths")
+        beside = {"image": image, "instruction": instruction, "video": video}
+        parts |= {field: given for field, given in beside.items() if given}
+        for field in ("images", "video"):
+            if parts.get(field) is not None:
+                listed_paths(parts[field], f"{name}: {field}")
         # An empty name would resolve to the root itself, blank text would train on nothing.
         text = parts.get("text")
         blank = not text or (isinstance(text, str) and not text.strip())
-        if blank and not any(parts.get(field) for field in ("image", "images")) and set(parts) <= {*_CONTENT, "instruction"}:
-            raise DataError(f"has no {name}: give it text or an image")
+        if blank and not any(parts.get(field) for field in _SEEN) and set(parts) <= {"text", *_SEEN, "instruction"}:
+            raise DataError(f"has no {name}: give it text, an image or a video")
         try:
             item = item_from_json(parts, self._root)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        for picture in item.images:
+        for picture in item.pictures:
             if isinstance(picture, Path):
                 self.picture(picture)
         return item
@@ -150,6 +159,27 @@ def _listed(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return value if isinstance(value, list) else [value]
+
+
+def _only_one(name: str, values: Sequence[Any], beside: Mapping[str, Any]) -> None:
+    """Raise when a column beside the column `name` could belong to any of several values."""
+    for what, given in beside.items():
+        if given and len(values) > 1:
+            column = f"{name}_{what.split()[1]}"
+            raise DataError(f"{column} goes with one {name}, there are {len(values)}: put {what} into each of them")
+
+
+def _beside(row: Mapping[str, Any], name: str) -> tuple[str, str, Sequence[str]]:
+    """Image, instruction and video that stand in columns beside the column `name`."""
+    return _string(row, f"{name}_image"), _string(row, f"{name}_instruction"), _frames(row, f"{name}_video")
+
+
+def _frames(row: Mapping[str, Any], name: str) -> Sequence[str]:
+    """The frames in a column; a list, which CSV does not have."""
+    value = row.get(name)
+    if isinstance(value, str):
+        raise DataError(f"{name} must be a list of paths, got string: CSV has no lists, so take JSON lines or Parquet")
+    return () if value is None else listed_paths(value, name)
 
 
 def _string(row: Mapping[str, Any], name: str) -> str:

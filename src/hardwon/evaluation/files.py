@@ -55,7 +55,7 @@ def write_benchmark(benchmark: Benchmark, folder: Path) -> None:
 
 def _texts(task: Task, root: Path) -> tuple[str, str]:
     def named(item: Item) -> dict[str, Any]:
-        for picture in item.images:
+        for picture in item.pictures:
             if isinstance(picture, Path) and not picture.resolve().is_relative_to(root):
                 raise DataError(
                     f"task {task.name}: {picture} does not lie below {root}; write the benchmark beside its pictures"
@@ -177,10 +177,8 @@ class _Reader:
         return None
 
     def _item(self, value: Any) -> Item:
-        if isinstance(value, dict) and not isinstance(value.get("images") or [], list):
-            raise DataError("images must be a list of paths")
         item = item_from_json(value, self.root)
-        for picture in item.images:
+        for picture in item.pictures:
             if isinstance(picture, Path):
                 self._check(picture)
         return item

@@ -150,6 +150,12 @@ class Report:
         """A row per data set and, when none is missing, per mean."""
         return _table([self], {self._name(): self})
 
+    def __repr__(self) -> str:
+        """One line; the hits of every query would fill pages."""
+        mean = sum(result.tensor().mean().item() for result in self.results) / len(self.results)
+        count = f"{len(self.results)} of {len(self.tasks)} data sets"
+        return f"<Report of {self._name()} on {self.benchmark}: {count}, mean hit@1 {100 * mean:.1f} %>"
+
     def __rich__(self) -> Table:
         return self.table()
 

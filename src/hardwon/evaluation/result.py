@@ -61,6 +61,10 @@ class TaskResult:
             if wrong:
                 raise ArtifactError(f"task {self.name}: {name} holds {wrong[0]}, which does not lie in [{low}, {high}]")
 
+    def __repr__(self) -> str:
+        """One line; the tuples hold thousands of numbers."""
+        return f"<TaskResult of {self.name}: {self.queries} queries, hit@1 {100 * self.tensor().mean().item():.1f} %>"
+
     @property
     def queries(self) -> int:
         """How many queries were asked."""

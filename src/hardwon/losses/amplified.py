@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hardwon.losses.contrast import Golds, Known, negatives_of, with_gradient
-from hardwon.losses.targets import Composable, Targets, check, check_contrast, exact, positive
+from hardwon.losses.contrast import ClosedForm, Golds, Known, negatives_of
+from hardwon.losses.targets import Composable, positive
 
 Kind = Literal["amplify", "hinge", "redistribute", "colder"]
 
 
 @dataclass(frozen=True)
-class AmplifiedInfoNCE(Composable):
+class AmplifiedInfoNCE(ClosedForm, Composable):
     """Plain InfoNCE as a value, a gradient in which negatives close to the positive weigh more.
 
     Xue et al. 2025 (QQMM-embed), arXiv:2506.02020, "explicit gradient amplifier". **Published**: InfoNCE's gradient on the
@@ -65,20 +65,10 @@ class AmplifiedInfoNCE(Composable):
         alpha = self.alpha * tie[self.kind] / self.width if self.kind in tie else self.alpha
         return replace(self, kind="colder", alpha=alpha)
 
-    def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
-        """Mean over queries of plain InfoNCE; the gradient is the amplified one."""
-        check(scores, targets)
-        check_contrast(targets)
-        return self.per_query(scores, targets).mean()
-
-    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
-        """Plain InfoNCE of each query, with the amplified gradient."""
-        return with_gradient(scores, *self.closed(exact(scores.detach()).clone(), targets))
-
     def closed(
         self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0
     ) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
-        """Loss of each query and `factor` times the amplified gradient on the scores. Overwrites `scores`."""
+        """Plain InfoNCE of each query and `factor` times the amplified gradient on the scores. Overwrites `scores`."""
         slope = 1 / self.temperature
         golds = Golds.of(targets, scores.dtype)
         gold_scores = scores[golds.rows, golds.columns]

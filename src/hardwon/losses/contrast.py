@@ -4,6 +4,7 @@ Every contrastive objective here has the gradient (Pbar - Target) / temperature 
 instead of as a graph: it is shorter, exact where the loss is almost zero, and needs no memory beside the scores.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hardwon.losses.targets import KnownPairs, Targets
+from hardwon.losses.targets import KnownPairs, Targets, check, check_contrast, exact
 
 Known = Targets | KnownPairs
 
@@ -127,8 +128,23 @@ class _Closed(torch.autograd.Function):
         return gradient * upstream[:, None], None, None
 
 
-def with_gradient(
-    scores: Float[Tensor, "q c"], values: Float[Tensor, " q"], gradient: Float[Tensor, "q c"]
-) -> Float[Tensor, " q"]:
-    """`values`, whose gradient on the scores is the given one, whatever they were computed from."""
-    return _Closed.apply(scores, values, gradient)  # type: ignore[return-value]
+class ClosedForm(ABC):
+    """An objective that says its value and gradient in `closed`; this makes a loss with a graph of it."""
+
+    def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
+        """Mean over queries."""
+        check(scores, targets)
+        check_contrast(targets)
+        return self.per_query(scores, targets).mean()
+
+    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
+        """Loss of each query, whose gradient on the scores is the one in closed form."""
+        values, gradient = self.closed(exact(scores.detach()).clone(), targets)
+        return _Closed.apply(scores, values, gradient)  # type: ignore[return-value]
+
+    @abstractmethod
+    def closed(
+        self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0
+    ) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
+        """Loss of each query and `factor` times its gradient on the scores. May overwrite `scores`."""
+        ...

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from hardwon.losses.contrast import Known, cross_entropy, with_gradient
-from hardwon.losses.targets import Composable, Targets, check, check_contrast, exact, positive
+from hardwon.losses.contrast import ClosedForm, Known, cross_entropy
+from hardwon.losses.targets import Composable, Targets, positive
 
 
 @dataclass(frozen=True)
-class InfoNCE(Composable):
+class InfoNCE(ClosedForm, Composable):
     """Softmax over all comparable candidates, cross-entropy with the gold one.
 
     van den Oord et al. 2018, arXiv:1807.03748, eq. 4. With `hardness`, Lan et al. 2025 (LLaVE), arXiv:2503.04812: every
@@ -37,18 +37,12 @@ class InfoNCE(Composable):
 
     def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
         """Mean over queries; with `symmetric`, the mean of both directions."""
-        check(scores, targets)
-        check_contrast(targets)
-        forward = self.per_query(scores, targets).mean()
+        forward = super().__call__(scores, targets)
         if not self.symmetric:
             return forward
         asked = targets.gold.any(dim=0)  # candidates that belong to some query: the queries of the reverse direction
         turned = (m.T[asked] for m in (targets.gold, targets.judged, targets.relevance, targets.comparable))
         return (forward + self.per_query(scores.T[asked], Targets(*turned)).mean()) / 2
-
-    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
-        """Loss of each query, one way."""
-        return with_gradient(scores, *self.closed(exact(scores.detach()).clone(), targets))
 
     def closed(
         self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0

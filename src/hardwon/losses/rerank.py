@@ -16,7 +16,8 @@ class Pairwise(Composable):
     """Is this candidate right? Binary cross-entropy on the score as log-odds of Yes.
 
     The paper teaches the positive to answer Yes and the hardest negative to answer No; here gold is Yes, every other
-    comparable candidate No, and both halves weigh the same for each query.
+    comparable candidate No, and both halves weigh the same for each query. So a query with nothing to compare adds nothing
+    (a Yes alone would teach to say Yes), but still counts in the mean.
 
     Attributes:
         scale: multiplies the scores; 1 when they are log-odds already.
@@ -34,12 +35,12 @@ class Pairwise(Composable):
         return self.per_query(scores, targets).mean()
 
     def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
-        """Loss of each query."""
+        """Loss of each query; 0 where nothing may be compared with the gold."""
         negative = targets.comparable & ~targets.gold
         odds = exact(scores) * self.scale
         yes = torch.where(targets.gold, F.softplus(-odds), 0).sum(dim=1) / targets.gold.sum(dim=1)
         no = torch.where(negative, F.softplus(odds), 0).sum(dim=1) / negative.sum(dim=1).clamp(min=1)
-        return (yes + no) / 2
+        return torch.where(negative.any(dim=1), (yes + no) / 2, 0)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hardwon.losses.contrast import Golds, Known, hide_, with_gradient
-from hardwon.losses.targets import Composable, Targets, check, check_contrast, exact, positive
+from hardwon.losses.contrast import ClosedForm, Golds, Known, hide_
+from hardwon.losses.targets import Composable, positive
 
 
 @dataclass(frozen=True)
-class TopKInfoNCE(Composable):
+class TopKInfoNCE(ClosedForm, Composable):
     """InfoNCE over the positive and the k hardest negatives that are not too good to be false.
 
     Gu et al. 2025 (UniME, stage 2), arXiv:2504.17432: candidates scored above the positive + beta are dropped as likely false
@@ -35,16 +35,6 @@ class TopKInfoNCE(Composable):
             raise ValueError(f"k must be at least 1, got {self.k}")
         if math.isnan(self.beta):
             raise ValueError("beta is not a number")
-
-    def __call__(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, ""]:
-        """Mean over queries."""
-        check(scores, targets)
-        check_contrast(targets)
-        return self.per_query(scores, targets).mean()
-
-    def per_query(self, scores: Float[Tensor, "q c"], targets: Targets) -> Float[Tensor, " q"]:
-        """Loss of each query."""
-        return with_gradient(scores, *self.closed(exact(scores.detach()).clone(), targets))
 
     def closed(
         self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0

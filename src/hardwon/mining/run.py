@@ -75,8 +75,9 @@ class Mined:
     """What mining gives.
 
     Attributes:
-        examples: the mined examples, each with its hard negatives and their grades; rejected candidates are `related`. With
-            `Mining.rest`, those not mined for stand among them.
+        examples: the mined examples, each with its hard negatives and their grades; rejected candidates are `related`. What
+            an example had before is graded where it was found, and never added again. With `Mining.rest`, those not mined for
+            stand among them.
         ledger: every retrieved candidate with verdict and rule.
         calibration: of the judge; None without one.
     """
@@ -191,8 +192,8 @@ def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encode
 def _known(example: Example, contents: Sequence[str]) -> list[int]:
     """Positions in the pool that may belong to the query: copies of its gold, related items, and the query itself."""
     known = {g.content for g in example.gold} | example.related | {example.query.content}
-    if example.query.images:  # the bare picture that a composed query starts from
-        known.add(Item(images=example.query.images).content)
+    if example.query.wordless:  # the bare picture that a composed query starts from
+        known.add(example.query.wordless.content)
     return [n for n, content in enumerate(contents) if content in known]
 
 
@@ -284,13 +285,17 @@ def _select(example: Example, f: _Found, odds: np.ndarray | None, settings: Mini
     # With all copies: the same text or picture may be in the pool under several instructions.
     false = {f.items[n].content for n, g in enumerate(graded[1:]) if g > graded[0] - settings.beta}
     likely_false = {n for n in range(asked) if f.items[n].content in false}
-    survivors = [n for n in range(asked) if n not in likely_false]
+    # What the example has already, and a second copy of what is found, would be the same negative twice.
+    first_of = {f.items[n].content: n for n in reversed(range(asked))}
+    had = {c.item.content for c in example.candidates}
+    copies = {n for n in range(asked) if f.items[n].content in had or first_of[f.items[n].content] != n}
+    survivors = [n for n in range(asked) if n not in likely_false | copies]
     kept = set(settings.selector(survivors, settings.keep, generator(settings.seed, "select", example.query.key)))
     chosen = [Candidate(f.items[n], graded[n + 1] if graded else None, "mined") for n in sorted(kept)]
     lines = []
     for n, item in enumerate(f.items):
         judged = bool(graded) and n < asked
-        verdict, rule = _verdict(n, asked, likely_false, kept, settings)
+        verdict, rule = _verdict(n, asked, likely_false, copies, kept, settings)
         lines.append(
             Entry(
                 f.row,
@@ -307,16 +312,20 @@ def _select(example: Example, f: _Found, odds: np.ndarray | None, settings: Mini
                 rule,
             )
         )
-    if graded:  # judging fills the relevance of gold too
-        first = example.gold[0]
-        filled = tuple(replace(c, relevance=graded[0]) if c.item == first else c for c in example.candidates)
-        example = replace(example, candidates=filled)
+    # Judging fills the relevance of gold and of given negatives, too.
+    grades = dict(zip((item.key for item in (example.gold[0], *f.items[:asked])), graded, strict=False))
+    filled = tuple(replace(c, relevance=grades.get(c.item.key, c.relevance)) for c in example.candidates)
+    example = replace(example, candidates=filled)
     return example.adding(chosen, related=(f.items[n].content for n in likely_false)), lines
 
 
-def _verdict(n: int, asked: int, likely_false: set[int], kept: set[int], settings: Mining) -> tuple[Verdict, str]:
+def _verdict(
+    n: int, asked: int, likely_false: set[int], copies: set[int], kept: set[int], settings: Mining
+) -> tuple[Verdict, str]:
     if n >= asked:
         return "spare", "beyond the judged depth"
     if n in likely_false:
         return "rejected", f"judge > positive - {settings.beta:g}"
+    if n in copies:
+        return "spare", "a copy of another candidate"
     return ("kept", type(settings.selector).__name__.lower()) if n in kept else ("spare", "not selected")

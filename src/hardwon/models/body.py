@@ -1,7 +1,7 @@
 """What `Embedder` and `Reranker` share: a sentence-transformers model and the way items are rendered for it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from torch import nn
 
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.length import PictureTokens, shortened
+from hardwon.models.eyes import ChatEye, TowerEye, eye_of, has_tower, mark
+from hardwon.models.length import PictureTokens, VideoTokens, shortened
 from hardwon.models.loading import control_tokens, open_model, prompt_for
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
-from hardwon.models.render import payload, words
-from hardwon.models.vision import VisionCache, can_cache, weights_digest
+from hardwon.models.render import Show, as_shown, payload, words
+from hardwon.models.vision import VisionCache, weights_digest
+from hardwon.pictures import open_picture
 
 
 def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
@@ -42,21 +44,23 @@ class Body:
 
     Args:
         model: the model; its first module is a sentence-transformers `Transformer`.
-        vision_cache: folder for features of the vision tower, where the architecture allows that; None: no cache.
+        vision_cache: folder for what the vision tower makes of pictures, where the architecture allows that; None: no cache.
         precision: of scoring (training has its own setting): "bf16" computes in bfloat16 where that is safe, "auto" does so
             where the machine is faster at it.
 
     Attributes:
-        vision: features of the tower by picture; None where they are computed every time.
+        vision: what the tower makes of pictures, by picture; None where that is computed every time.
     """
 
     def __init__(self, model: Any, vision_cache: Path | None = None, precision: Precision = "fp32"):
         self.model = model
         self.precision = computed_in(precision, model.device.type)
-        self.vision = self._cache(vision_cache) if vision_cache is not None else None
         self._choose_attention()
         self.special = control_tokens(self.tokenizer, getattr(model[0], "processor", None))
         self.picture_tokens = PictureTokens(getattr(model[0], "processor", None), getattr(self.transformer, "config", None))
+        self.video_tokens = VideoTokens(model)
+        self._eye, self._home = eye_of(model[0], self.picture_tokens), vision_cache
+        self.vision = self._cache() if vision_cache is not None else None
         self._digest: tuple[Any, str] | None = None
 
     @classmethod
@@ -74,7 +78,7 @@ class Body:
 
     def _choose_attention(self) -> None:
         # Measured on two cores: for sequences of 20 to 60 tokens the plain attention takes 0.74 x the time of the fused one.
-        if can_cache(self.transformer) and self.model.device.type == "cpu":
+        if has_tower(self.transformer) and self.model.device.type == "cpu":
             self.transformer.set_attn_implementation("eager")
 
     @property
@@ -97,6 +101,15 @@ class Body:
         """Whether text and pictures, or several pictures, can be read together; dual encoders (CLIP, SigLIP) cannot."""
         return "message" in self.model.modalities or len(self.modalities) < 2
 
+    def kind(self, item: Item) -> int:
+        """Items of one kind can be read in one batch.
+
+        A dual encoder reads texts and pictures in turn; where a processor stacks videos, they need the same number of frames.
+        """
+        if not self.fused:
+            return int(bool(item.images))
+        return len(item.video) if self.video_tokens.stacked else 0
+
     def identity(self) -> list[str]:
         """Weights and everything around them; the weights are hashed again only after they changed."""
         state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
@@ -108,18 +121,23 @@ class Body:
         pictures = getattr(processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__
-        return [self._digest[1], *around, kind, str(pictures.to_dict() if pictures is not None else "")]
+        made = [self._digest[1], *around, kind, str(pictures.to_dict() if pictures is not None else "")]
+        videos = getattr(processor, "video_processor", None)
+        return made if videos is None else [*made, type(videos).__name__, str(videos.to_dict())]
 
     def cost(self, item: Item) -> int:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
         text = len(item.instruction or self.prompt(item)) + len(item.text)
-        seen = sum(self.picture_tokens(picture) for picture in item.images)
+        shown = as_shown(item, self.modalities, self.fused)
+        seen = sum(self.picture_tokens(picture, len(shown.images) == 1) for picture in shown.images)
+        seen += self.video_tokens(shown.video) if shown.video else 0
         return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
     @cached_property
     def _frame(self) -> int:
         """Tokens around an item: those of the chat template, or a beginning and an end."""
-        if self.vision is not None or "message" not in self.model.modalities:
+        kept = self.vision is not None and has_tower(self.transformer)
+        if kept or "message" not in self.model.modalities:
             return 2
         return len(self.model.preprocess([{"text": "a"}])["input_ids"][0])
 
@@ -128,24 +146,27 @@ class Body:
         return "" if item.instruction else prompt_for(self.model, item.modality)
 
     def _cut(self, item: Item, text: str) -> str:
-        """Text that leaves room for the pictures and the template: where those are cut, another kind of token is pooled.
+        """Text that leaves room for pictures, video and template: where those are cut, another kind of token is pooled.
 
         Raises:
-            ModelError: the pictures alone are more than the model takes.
+            ModelError: the pictures and frames alone are more than the model takes.
         """
-        if not item.images or not self.fused:
+        if not item.pictures or not self.fused:
             return text  # sentence-transformers cuts plain text and keeps the template's end
-        known = [self.picture_tokens.known(picture) for picture in item.images]
+        shown = as_shown(item, self.modalities)
+        known = [self.picture_tokens.known(picture, len(shown.images) == 1) for picture in shown.images]
+        known += [self.video_tokens.known(shown.video)] if shown.video else []
         if None in known:
             return text
         seen = sum(tokens or 0 for tokens in known)
         prompt = self.prompt(item)
         said = len(self.model.preprocess([{"text": "a"}], prompt)["input_ids"][0]) if prompt else self._frame
-        room = self.model.max_seq_length - seen - said - 2 * len(item.images)  # a mark before and after each
+        room = self.model.max_seq_length - seen - said - 2 * len(shown.images)  # a mark before and after each
         if room < 0:
+            what = " and ".join(["pictures"] * bool(item.images) + ["frames"] * bool(item.video))
             raise ModelError(
-                f"item {item.key[:12]} comes to {seen} tokens of pictures, but the model takes {self.model.max_seq_length} "
-                "in all: make the pictures smaller, or give it fewer of them"
+                f"item {item.key[:12]} comes to {seen} tokens of {what}, but the model takes {self.model.max_seq_length} "
+                f"in all: make the {what} smaller, or give it fewer of them"
             )
         return shortened(text, self.tokenizer, room)
 
@@ -161,37 +182,67 @@ class Body:
             for parameter in matched:
                 parameter.requires_grad_(False)
 
-    def _cache(self, folder: Path | None) -> VisionCache | None:
-        if not can_cache(self.transformer):
+    def _cache(self) -> VisionCache | None:
+        if self._eye is None or (self._home is None and not self._eye.small):
             return None
-        self.transformer.vision_tower.eval()
-        return VisionCache(self.transformer.vision_tower, self.model[0].processor.image_processor, folder)
+        self._keep_tower_still()
+        return VisionCache(self._eye, self._home)
 
     def settle_vision(self) -> None:
-        """Before training: features are kept if the tower is frozen, and forgotten if it is going to change."""
-        if not can_cache(self.transformer):
-            return
-        if any(p.requires_grad for p in self.transformer.vision_tower.parameters()):
+        """Before training: features are kept if all that they depend on is frozen, and forgotten if it is going to change.
+
+        Of a chat model that is the projector (or merger) too, and they are kept only where it was loaded with a folder.
+        """
+        if self._eye is None or self._eye.learns:
             self.vision = None
         elif self.vision is None:
-            self.vision = self._cache(None)
+            self.vision = self._cache()
 
-    def prepare(self, items: Iterable[Item], progress: bool) -> None:
-        """Compute vision features that are missing, with a bar of its own when there are many."""
-        if self.vision is not None and progress:
-            self.vision.prepare(items)
+    def prepare(self, rows: Iterable[Sequence[Item]], progress: bool) -> None:
+        """Compute vision features that are missing, with a bar of its own when there are many.
+
+        Args:
+            rows: as for `features`, but all of them.
+            progress: whether there is a bar.
+        """
+        if self.vision is not None and (progress or not isinstance(self.vision.eye, TowerEye)):
+            shown = ([as_shown(item, self.modalities) for item in row] for row in rows)
+            self.vision.prepare(([picture for item in row for picture in item.images] for row in shown), progress)
+
+    @property
+    def _kept(self) -> VisionCache | None:
+        """The cache, where a gradient need not pass through what is in it."""
+        return self.vision if self.vision is not None and self.vision.eye.usable else None
 
     def features(self, rows: Sequence[Sequence[Item]], prompt: str = "") -> dict[str, Any]:
         """Model inputs for rows of one item (embedder) or two (reranker: query, candidate), with one prompt for all."""
-        if self.vision is not None:
-            return self._cached_features(rows, prompt)
-        made = [[payload(item, self.special, self.modalities, self.fused, self._cut) for item in row] for row in rows]
+        kept = self._kept
+        eye = None if kept is None else kept.eye
+        shown = [[as_shown(item, self.modalities) for item in row] for row in rows]
+        if isinstance(eye, TowerEye):
+            for item in (item for row in rows for item in row if item.video):
+                self._cut(item, "")  # refuses frames that do not fit
+            return self._cached_features(shown, prompt)
+        # A model that reads videos as such takes kept features of pictures only where there is none.
+        if kept is None or not isinstance(eye, ChatEye) or any(item.video for row in shown for item in row):
+            return self._on_device(self._rendered(rows, prompt, open_picture, self.model.preprocess))
+        records = kept.records([[picture for item in row for picture in item.images] for row in shown])
+        marks = iter([mark(record) for record in records])
+        return self._on_device(eye.put_back(self._rendered(rows, prompt, lambda _: next(marks), eye.preprocess), records))
+
+    def _rendered(self, rows: Sequence[Sequence[Item]], prompt: str, show: Show, preprocess: Any) -> Mapping[str, Any]:
+        def shown(item: Item) -> dict[str, Any]:
+            return payload(item, self.special, self.modalities, self.fused, self._cut, self.video_tokens.least, show)
+
+        made = [[shown(item) for item in row] for row in rows]
         if len(rows[0]) == 1:
-            features = self.model.preprocess([row[0] for row in made], prompt or None)
-        elif "message" in self.model.modalities:
-            features = self.model.preprocess([tuple(row) for row in made])
-        else:  # a model of text alone takes pairs as plain strings; within a pair they are never taken for a path or URL
-            features = self.model.preprocess([tuple(part["text"] for part in row) for row in made])
+            return preprocess([row[0] for row in made], prompt or None)
+        if "message" in self.model.modalities:
+            return preprocess([tuple(row) for row in made])
+        # A model of text alone takes pairs as plain strings; within a pair they are never taken for a path or URL.
+        return preprocess([tuple(part["text"] for part in row) for row in made])
+
+    def _on_device(self, features: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
 
     def _cached_features(self, rows: Sequence[Sequence[Item]], prompt: str) -> dict[str, Any]:
@@ -245,7 +296,7 @@ class Body:
 
     def _keep_tower_still(self) -> None:
         # Statistics of a batch would make the gradient depend on how a step is cut into chunks, and count a replayed one twice.
-        if can_cache(self.transformer):
+        if has_tower(self.transformer):
             self.transformer.vision_tower.eval()
 
 

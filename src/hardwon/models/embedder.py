@@ -1,7 +1,7 @@
 """`Embedder`: items in, unit vectors out, around any `SentenceTransformer`."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hardwon.artifacts import fingerprint
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.body import Body, plan
+from hardwon.models.body import Body
 from hardwon.models.card import save
 from hardwon.models.lora import merged
+from hardwon.models.memory import Room
 from hardwon.models.options import Dtype, LoRA, Options, Pooling
 from hardwon.models.scorer import Pair
 from hardwon.progress import bar
@@ -66,7 +67,10 @@ class Embedder:
             dtype: see `Options`.
             attention: see `Options`.
             device: "cpu", "cuda" ...; the best there is if None.
-            vision_cache: folder where features of the vision tower are kept between runs, for architectures that allow it.
+            vision_cache: folder where features of pictures are kept between runs: of the built-in backbone those of its vision
+                tower, of LLaVA, LLaVA-OneVision and the Qwen-VL family what their language model reads. Nothing is kept for
+                other architectures. Training uses them if all they depend on is frozen: of LLaVA "vision" and
+                "multi_modal_projector", of LLaVA-OneVision "image_newline" as well, of others "vision".
 
         Raises:
             ModelError: nothing there, not a model, no finite maximum length, or an option that this model cannot have.
@@ -91,39 +95,45 @@ class Embedder:
         """Tokens, about: what a batch is filled by."""
         return self.body.cost(item)
 
-    def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
-        """Unit vectors with a graph, as one batch; items that the model cannot read side by side are read in turn."""
-        groups: dict[tuple[bool, str], list[int]] = {}
-        for n, item in enumerate(items):
-            groups.setdefault((not self.body.fused and bool(item.images), self.body.prompt(item)), []).append(n)
-        if len(groups) > 1:
-            made = torch.cat([self._alike([items[n] for n in rows], prompt) for (_, prompt), rows in groups.items()])
-            return made[torch.tensor([n for rows in groups.values() for n in rows], device=made.device).argsort()]
-        return self._alike(items, self.body.prompt(items[0]))
+    def name(self, item: Item) -> str:
+        """How errors speak of an item."""
+        return f"item {item.key[:12]} ({item.text[:60]!r})"
 
-    def _alike(self, items: Sequence[Item], prompt: str) -> Float[Tensor, "n d"]:
-        features = self.body.features([[item] for item in items], prompt)
+    def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
+        """Unit vectors with a graph, as one batch, or in turn what the model cannot read together."""
+        kinds = [(self.body.kind(item), self.body.prompt(item)) for item in items]
+        if len(set(kinds)) > 1:
+            return in_turn(items, kinds, self.forward)
+        features = self.body.features([[item] for item in items], kinds[0][1])
         return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """Unit vectors [n d], float32. Identical items are encoded once; batches are filled by tokens, longest first.
 
+        Where memory runs out, batches get smaller; the vectors are the same.
+
         Raises:
-            ModelError: vectors that are not finite; names the first item.
+            ModelError: vectors that are not finite, or an item too large for memory; names it.
         """
         place: dict[str, int] = {}
         rows = [place.setdefault(item.key, len(place)) for item in items]
         distinct = list({item.key: item for item in items}.values())
-        made = np.zeros((len(distinct), self.dim), dtype=np.float32)
-        self.body.prepare(distinct, bool(progress))
+        made, room = np.zeros((len(distinct), self.dim), dtype=np.float32), Room(ENCODE_TOKENS)
+        self.body.prepare([[item] for item in distinct], bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct)) as advance:
-            for chunk in plan([self.cost(item) for item in distinct], ENCODE_TOKENS):
-                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+            for chunk, vectors in room.each(
+                range(len(distinct)),
+                [self.cost(item) for item in distinct],
+                lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
+                lambda n: self.name(distinct[n]),
+            ):
+                made[chunk] = vectors
                 advance(len(chunk))
+        room.tell(f"memory ran out while encoding: went on with chunks of {room.tokens} tokens, which gives the same vectors")
         if not np.isfinite(made).all():
             bad = distinct[int(np.flatnonzero(~np.isfinite(made).all(axis=1))[0])]
-            raise ModelError(f"the model gives vectors that are not finite, first for item {bad.key[:12]} ({bad.text[:60]!r})")
+            raise ModelError(f"the model gives vectors that are not finite, first for {self.name(bad)}")
         return made[rows]
 
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
@@ -160,6 +170,13 @@ class Embedder:
             ModelError: nothing to merge.
         """
         save(merged(self.body.model) if merge else self.body.model, Path(path), about or {})
+
+
+def in_turn(rows: Sequence[Any], kinds: Sequence[Any], forward: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+    """What `forward` makes of the rows of each kind, put together in the order of the rows."""
+    sides = [[n for n, kind in enumerate(kinds) if kind == side] for side in sorted(set(kinds))]
+    made = torch.cat([forward([rows[n] for n in side]) for side in sides])
+    return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
 
 
 @contextlib.contextmanager

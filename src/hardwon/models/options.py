@@ -8,7 +8,7 @@ from hardwon.errors import ModelError, unknown
 
 Pooling = Literal["last", "mean", "cls", "max"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-MODALITIES = ("text", "image", "image+text")
+MODALITIES = ("text", "image", "video", "image+text", "video+text", "image+video", "image+video+text")  # see Item.modality
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Options:
         pooling: how the vectors of the tokens become one: "last", "mean", "cls" or "max". Of a folder that does not say,
             models that generate get "last", others "mean".
         instruction: what items are shown with that bring none of their own: a text, or one for each kind of item ("text",
-            "image", "image+text"). Stored with the model as a prompt of sentence-transformers, which places it where the model
-            expects it: before a text, or as the system's turn of a chat.
+            "image", "image+text" ...). Stored with the model as a prompt of sentence-transformers, which places it where
+            the model expects it: before a text, or as the system's turn of a chat.
         lora: adapters to train instead of the weights.
         freeze: parts that are not trained; see `Embedder.freeze`.
         max_pixels: width x height that a picture is scaled down to, for models that read pictures in their own size.

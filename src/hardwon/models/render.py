@@ -5,11 +5,16 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from PIL import Image
+
 from hardwon.errors import ModelError
-from hardwon.items import Item
+from hardwon.items import Item, Picture
 from hardwon.pictures import open_picture
+
+Show = Callable[[Picture], Image.Image]
 
 
 def inert(text: str, special: Iterable[str]) -> str:
@@ -29,14 +34,39 @@ def words(item: Item, special: Iterable[str]) -> str:
     return text.encode("utf-8", "replace").decode()  # half of a surrogate pair is no character to any tokenizer
 
 
+def as_shown(item: Item, modalities: Sequence[str], fused: bool = True) -> Item:
+    """The item as a model is shown it: where it reads no video, the frames are further pictures in the same order.
+
+    Raises:
+        ModelError: a video for a model that reads neither video nor several pictures together.
+    """
+    if not item.video:
+        return item
+    if not fused:
+        raise ModelError(
+            f"item {item.key[:12]} holds a video, but this model has one encoder for text and one for pictures and cannot read "
+            "frames together: give each frame its own item, or take a model that reads several pictures together"
+        )
+    if "video" in modalities:
+        return item
+    if "image" not in modalities:
+        raise ModelError(
+            f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a video: take a model that reads "
+            "video or pictures, or leave the item out"
+        )
+    return replace(item, images=item.pictures, video=())
+
+
 def payload(
     item: Item,
     special: Iterable[str],
     modalities: Sequence[str],
     fused: bool = True,
     cut: Callable[[Item, str], str] = lambda item, text: text,
+    least: int = 1,
+    show: Show = open_picture,
 ) -> dict[str, Any]:
-    """An item in the form that `encode` takes: {"text": ...}, {"image": ...} or both; several pictures as a list.
+    """An item in the form that `encode` takes: any of "image", "video" and "text"; several pictures, and frames, as a list.
 
     Args:
         item: what is shown to the model.
@@ -44,10 +74,14 @@ def payload(
         modalities: what the model reads.
         fused: whether it reads text and pictures, or several pictures, together.
         cut: shortens a text that leaves no room.
+        least: frames that a video needs; the last one is repeated until there are so many.
+        show: what is shown of a picture.
 
     Raises:
-        ModelError: a picture for a model that reads text only, or together what a dual encoder reads one by one.
+        ModelError: a picture or a video that the model does not read, together what a dual encoder reads one by one, or a
+            video whose frames differ in size.
     """
+    whole, item = item, as_shown(item, modalities, fused)
     if not fused and item.images and (len(item.images) > 1 or item.text or item.instruction):
         what = "several pictures" if len(item.images) > 1 else "a picture with a text or an instruction"
         raise ModelError(
@@ -58,9 +92,25 @@ def payload(
         raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a picture")
     made: dict[str, Any] = {}
     if item.images:
-        pictures = [open_picture(picture) for picture in item.images]
+        pictures = [show(picture) for picture in item.images]
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
+    if item.video:
+        made["video"] = _frames(item, least)
     text = words(item, special)
+    if text or whole.video:  # frames alone can be too many as well
+        text = cut(whole, text)
     if text:
-        made["text"] = cut(item, text)
+        made["text"] = text
     return made
+
+
+def _frames(item: Item, least: int) -> list[Image.Image]:
+    frames = [open_picture(frame) for frame in item.video]
+    sizes = list(dict.fromkeys(frame.size for frame in frames))
+    if len(sizes) > 1:
+        (width, height), (other, another) = sizes[:2]
+        raise ModelError(
+            f"item {item.key[:12]} holds a video with frames of {width} x {height} and of {other} x {another} pixels: "
+            "make them all one size"
+        )
+    return frames + frames[-1:] * (least - len(frames))

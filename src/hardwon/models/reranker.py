@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from hardwon.artifacts import fingerprint
 from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.body import Body, plan
+from hardwon.models.body import Body
 from hardwon.models.card import pooling_of, save
-from hardwon.models.embedder import ENCODE_TOKENS, Embedder, maybe_bar
+from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
+from hardwon.models.memory import Room
 from hardwon.models.precision import Precision
 from hardwon.models.scorer import Pair
 
@@ -75,7 +76,7 @@ class Reranker:
                 transformer = Transformer(folder)
         if layers is not None:
             _cut(transformer.model, layers)
-        width, mode = int(embedder.dim), pooling_of(embedder.body.model) or "mean"
+        width, mode = int(embedder.dim), cast(Any, pooling_of(embedder.body.model) or "mean")
         start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * 0.05
         head = Dense(width, 1, bias=True, activation_function=nn.Identity(), init_weight=start, module_output_name="scores")
         nn.init.zeros_(head.linear.bias)
@@ -99,24 +100,41 @@ class Reranker:
         """Tokens, about: what a batch is filled by."""
         return self.body.cost(pair[0]) + self.body.cost(pair[1])
 
+    def name(self, pair: Pair) -> str:
+        """How errors speak of a pair."""
+        return f"the pair of items {pair[0].key[:12]} ({pair[0].text[:60]!r}) and {pair[1].key[:12]} ({pair[1].text[:60]!r})"
+
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
-        """Log-odds with a graph, as one batch."""
+        """Log-odds with a graph, as one batch, or in turn what the model cannot read together (`Body.kind`)."""
+        kinds = [(self.body.kind(query), self.body.kind(item)) for query, item in pairs]
+        if len(set(kinds)) > 1:
+            return in_turn(pairs, kinds, self.forward)
         features = self.body.features([list(pair) for pair in pairs])
         return self.body.model(features)["scores"].float().squeeze(-1)
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
-        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once."""
+        """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once.
+
+        Raises:
+            ModelError: a pair too large for memory; names it.
+        """
         place: dict[tuple[str, str], int] = {}
         keys = [(query.key, item.key) for query, item in pairs]
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
-        made = np.zeros(len(distinct), dtype=np.float32)
-        self.body.prepare((item for pair in distinct for item in pair), bool(progress))
+        made, room = np.zeros(len(distinct), dtype=np.float32), Room(ENCODE_TOKENS)
+        self.body.prepare(distinct, bool(progress))
         with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
-            for chunk in plan([self.cost(pair) for pair in distinct], ENCODE_TOKENS):
-                made[chunk] = self.forward([distinct[n] for n in chunk]).cpu().numpy()
+            for chunk, odds in room.each(
+                range(len(distinct)),
+                [self.cost(pair) for pair in distinct],
+                lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
+                lambda n: self.name(distinct[n]),
+            ):
+                made[chunk] = odds
                 advance(len(chunk))
+        room.tell(f"memory ran out while scoring: went on with chunks of {room.tokens} tokens, which gives the same scores")
         return made[rows]
 
     def score(self, query: Item, items: Sequence[Item]) -> np.ndarray:

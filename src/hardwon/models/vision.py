@@ -1,92 +1,166 @@
-"""Features of a frozen vision tower, computed once per picture and kept on disk.
+"""What a frozen vision tower makes of pictures, computed once per picture and kept on disk.
 
-Content-addressed: the folder's name holds the identity of tower weights and pre-processing, the file's rows are found by
-the hash of the picture's bytes. A changed tower, picture or pre-processing therefore never meets old features.
+Content-addressed: the folder's name holds the identity of weights and pre-processing, the file's rows are found by the hash of
+the picture's bytes. A changed tower, picture or pre-processing therefore never meets old features, not even one that changes
+while the cache is in use. How an architecture looks at pictures is the business of its eye (`hardwon.models.eyes`).
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hardwon.items import Item, Picture, picture_key
-from hardwon.pictures import open_picture
+from hardwon.items import Picture, picture_key
 from hardwon.progress import bar
 from hardwon.store import Store
 
-BATCH = 16  # measured on two cores: larger batches fall out of the cache of the processor
+FILE_BYTES = 2**28  # of one file, about: what an interrupted run has to compute again
+
+Record = dict[str, Tensor]  # all that is kept of a picture; its features have the empty name
+
+
+class View(NamedTuple):
+    """A picture, and whether the model sees it differently because others stand beside it."""
+
+    picture: Picture
+    together: bool = False
+
+    @property
+    def key(self) -> str:
+        """What its features are found by."""
+        return picture_key(self.picture) + "-together" * self.together
+
+
+@runtime_checkable
+class Eye(Protocol):
+    """How one architecture looks at pictures.
+
+    Attributes:
+        names: what is kept of a picture; features have the empty name.
+        small: whether features of many pictures fit in memory.
+    """
+
+    names: tuple[str, ...]
+    small: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether training may change a weight that features depend on."""
+        ...
+
+    @property
+    def usable(self) -> bool:
+        """Whether kept features do: not where a gradient has to pass through them."""
+        ...
+
+    def state(self) -> Any:
+        """Cheap to compute; another one if the identity may have changed."""
+        ...
+
+    def identity(self) -> str:
+        """Everything that features depend on, but the picture."""
+        ...
+
+    def views(self, pictures: Sequence[Picture]) -> list[View]:
+        """How the model sees the pictures of one text."""
+        ...
+
+    def batches(self, views: Sequence[View]) -> list[list[View]]:
+        """Which of them are computed together."""
+        ...
+
+    def look(self, views: Sequence[View]) -> list[Record]:
+        """What is kept of each, on the CPU, without a graph."""
+        ...
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of tensors with their names, 32 hexadecimal digits."""
+    made = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(state.items()):
+        made.update(f"{name}:{tuple(value.shape)}:{value.dtype}".encode())
+        raw: Any = value.detach().cpu().contiguous().view(torch.uint8).numpy() if value.dim() else repr(value.item()).encode()
+        made.update(raw)
+    return made.hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Hash of all parameters and buffers with their names, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}".encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(torch.uint8).numpy() if value.dim() else repr(value.item()).encode()
-        )
-    return digest.hexdigest()
-
-
-def can_cache(model: Any) -> bool:
-    """Whether we know how to put kept features back in: the architecture of the built-in backbone."""
-    return type(model).__name__ == "FastVlmModel"
+    """`digest` of all parameters and buffers."""
+    return digest(module.state_dict())
 
 
 class VisionCache:
-    """Tower features by picture.
+    """Records by picture.
 
     Args:
-        tower: the frozen vision tower; gives feature maps [n w h h'].
-        processor: turns pictures into pixels.
-        folder: where features are kept between runs; None keeps them in memory only.
+        eye: looks at pictures that are not known yet.
+        folder: where records are kept between runs; None keeps them in memory only.
+
+    Attributes:
+        eye: see there.
+        home: the folder.
+        fingerprint: identity of the eye.
+        store: what is known for this identity.
     """
 
-    def __init__(self, tower: nn.Module, processor: Any, folder: Path | None = None):
-        self.tower, self.processor, self.home = tower, processor, folder
-        identity = weights_digest(tower) + json.dumps(processor.to_dict(), sort_keys=True, default=str)
-        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-        self.store = Store(None if folder is None else folder / f"vision-{self.fingerprint}")
+    def __init__(self, eye: Eye, folder: Path | None = None):
+        self.eye, self.home = eye, folder
+        self._state: Any = None
+        self.fingerprint = ""
+        self.store = Store(None)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Weights or settings that have changed meet a store of their own."""
+        state = self.eye.state()
+        if state == self._state:
+            return
+        fingerprint = hashlib.blake2b(self.eye.identity().encode(), digest_size=8).hexdigest()
+        if fingerprint != self.fingerprint:
+            self.store = Store(None if self.home is None else self.home / f"vision-{fingerprint}")
+        self._state, self.fingerprint = state, fingerprint
 
     @property
-    def rows(self) -> dict[str, Float[Tensor, "t w"]]:
-        """Features by picture key."""
+    def rows(self) -> dict[str, Tensor]:
+        """What is known; features by the key of their view."""
         return self.store.rows
 
-    def prepare(self, items: Iterable[Item], progress: str = "looking at pictures") -> int:
-        """Compute what is missing for these items, with a bar; returns how many pictures were new."""
-        wanted = {picture_key(p): p for item in items for p in item.images}
-        missing = {key: p for key, p in wanted.items() if key not in self.rows}
+    def prepare(self, groups: Iterable[Sequence[Picture]], shown: bool = True) -> int:
+        """Look at what is not known yet, with a bar; returns how many pictures were new.
+
+        Args:
+            groups: pictures that are shown to the model together.
+            shown: whether there is a bar.
+        """
+        self._settle()
+        wanted = {view.key: view for group in groups for view in self.eye.views(group)}
+        missing = [view for key, view in wanted.items() if key not in self.rows]
         if not missing:
             return 0
-        keys, pictures = list(missing), list(missing.values())
-        with bar(progress, len(keys), "pictures") as advance:
-            for start in range(0, len(keys), 64 * BATCH):
-                part = slice(start, start + 64 * BATCH)
-                self.store.add(keys[part], self._compute(pictures[part], advance))
-        return len(keys)
+        made: Record = {}
+        size = 0
+        with bar("looking at pictures", len(missing), "pictures", shown=shown) as advance:
+            for batch in self.eye.batches(missing):
+                for view, record in zip(batch, self.eye.look(batch), strict=True):
+                    made |= {view.key + name: value for name, value in record.items()}
+                    size += record[""].nbytes
+                advance(len(batch))
+                if size >= FILE_BYTES:
+                    self.store.add(list(made), list(made.values()))
+                    made, size = {}, 0
+        self.store.add(list(made), list(made.values()))
+        return len(missing)
 
-    @torch.no_grad()
-    def _compute(self, pictures: Sequence[Picture], advance: Any) -> Float[Tensor, "n t w"]:
-        made = []
-        device = next(self.tower.parameters()).device
-        for start in range(0, len(pictures), BATCH):
-            opened = [open_picture(p) for p in pictures[start : start + BATCH]]
-            pixels = self.processor(images=opened, return_tensors="pt")["pixel_values"].to(device)
-            grid = self.tower(pixels.contiguous(memory_format=torch.channels_last)).last_hidden_state
-            made.append(grid.flatten(2).transpose(1, 2).contiguous().cpu())
-            advance(len(opened))
-        return torch.cat(made)
+    def records(self, groups: Sequence[Sequence[Picture]]) -> list[Record]:
+        """Records of all pictures in order; what is not known is computed."""
+        self.prepare(groups, shown=False)
+        keys = [view.key for group in groups for view in self.eye.views(group)]
+        return [{name: self.rows[key + name] for name in self.eye.names if key + name in self.rows} for key in keys]
 
     def features(self, pictures: Sequence[Picture]) -> Float[Tensor, "n t w"]:
-        """Features of the pictures, in order; those never seen are computed."""
-        keys = [picture_key(p) for p in pictures]
-        missing = {key: p for key, p in zip(keys, pictures, strict=True) if key not in self.rows}
-        if missing:
-            self.store.add(list(missing), self._compute(list(missing.values()), lambda _: None))
-        return torch.stack([self.rows[key] for key in keys])
+        """Features of pictures that all have the same number of tokens, in order."""
+        return torch.stack([record[""] for record in self.records([pictures])])

@@ -99,7 +99,7 @@ def _labelled(encoder: Encoder, examples: Sequence[Example], depth: int, seed: i
 
 
 def _own(query: Item) -> set[str]:
-    return {query.content} | ({Item(images=query.images).content} if query.images else set())
+    return {query.content} | ({query.wordless.content} if query.wordless else set())
 
 
 def _logistic(features: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:

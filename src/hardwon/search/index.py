@@ -166,8 +166,8 @@ class Index:
         path = Path(path).resolve()
         if (path / artifacts.MANIFEST).exists():
             artifacts.load(path, KIND, verify=False)
-        items = [replace(item, images=tuple(map(_settled, item.images))) for item in self.items]
-        folders = {p.parent for item in items for p in item.images if isinstance(p, Path)}
+        items = [replace(i, images=tuple(map(_settled, i.images)), video=tuple(map(_settled, i.video))) for i in self.items]
+        folders = {p.parent for item in items for p in item.pictures if isinstance(p, Path)}
         root = Path(os.path.commonpath(folders)) if folders else path
         lines = [
             json.dumps({"content": content, "item": item.to_json(root)}) + "\n"
@@ -259,4 +259,4 @@ def _settled(picture: Picture) -> Picture:
 
 
 def _named(item: Item) -> str:
-    return f"{item.key[:12]} ({item.text[:60]!r}, {len(item.images)} pictures)"
+    return f"{item.key[:12]} ({item.text[:60]!r}, {len(item.pictures)} pictures)"

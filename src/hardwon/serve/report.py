@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from hardwon.artifacts import write_atomically
+from hardwon.items import Picture
 from hardwon.serve import report_charts
 from hardwon.serve.report_content import Estimate, ReportContent
 from hardwon.serve.report_pictures import Thumbnails
@@ -81,6 +82,7 @@ def _templates() -> jinja2.Environment:
         "score": score,
         "moment": moment,
         "clip": clip,
+        "across": across,
         "best": best,
     }
     templates.globals |= {
@@ -162,6 +164,16 @@ def clip(text: str) -> str:
     if len(text) <= LONGEST_TEXT:
         return text
     return f"{text[:LONGEST_TEXT].rstrip()} … ({len(text) - LONGEST_TEXT:,} more characters)"
+
+
+def across(video: tuple[Picture, ...]) -> tuple[Picture, ...]:
+    """Up to four frames of a video, from its first to its last.
+
+    >>> across((b"0", b"1", b"2", b"3", b"4", b"5", b"6"))
+    (b'0', b'2', b'4', b'6')
+    """
+    shown = min(len(video), 4)
+    return tuple(video[n * (len(video) - 1) // max(shown - 1, 1)] for n in range(shown))
 
 
 def best(estimates: tuple[Estimate, ...]) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
-from hardwon.items import Example, Item
+from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
 from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer
@@ -55,9 +55,14 @@ def show_pairs(examples: Sequence[Example]) -> None:
 
 
 def shown(item: Item) -> str:
-    """An item in one line of text; pictures by their file's name."""
-    pictures = [f"<{picture.name if isinstance(picture, Path) else 'picture'}>" for picture in item.images]
-    return " ".join([*pictures, *(part for part in (item.instruction, item.text) if part)])
+    """An item in one line of text; pictures by their file's name, a video by its first frame."""
+    pictures = [f"<{_name(picture)}>" for picture in item.images]
+    video = [f"<{len(item.video)} frames from {_name(item.video[0])}>"] if item.video else []
+    return " ".join([*pictures, *video, *(part for part in (item.instruction, item.text) if part)])
+
+
+def _name(picture: Picture) -> str:
+    return picture.name if isinstance(picture, Path) else "picture"
 
 
 def load_encoder(workspace: Workspace, name: str) -> CachedEncoder:

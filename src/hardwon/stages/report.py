@@ -145,7 +145,7 @@ def _results(reports: Sequence[Report]) -> page.Results:
 def _stages(workspace: Workspace) -> tuple[page.Stage, ...]:
     """What was done in the workspace, in the order of time."""
     found = []
-    for file in workspace.root.glob(f"*/{artifacts.MANIFEST}"):
+    for file in workspace.root.glob(f"[!.]*/{artifacts.MANIFEST}"):
         manifest = artifacts.load(file.parent, verify=False)
         found.append(
             (manifest.made["at"], page.Stage(file.parent.name, manifest.made["seconds"], manifest.stats.get("result", "")))

@@ -14,6 +14,7 @@ from torch import Tensor
 from hardwon.errors import DataError, ModelError
 from hardwon.items import Example, Item, Picture
 from hardwon.models import Embedder
+from hardwon.models.eyes import has_tower
 from hardwon.progress import bar
 from hardwon.randomness import generator
 
@@ -26,13 +27,13 @@ def captions(examples: tuple[Example, ...]) -> list[tuple[Picture, str]]:
     for example in examples:
         for gold in example.gold:
             for one, other in ((example.query, gold), (gold, example.query)):
-                if _is_picture(one) and not other.images:
+                if _is_picture(one) and not other.pictures:
                     found.append((one.images[0], other.text))
     return found
 
 
 def _is_picture(item: Item) -> bool:
-    return len(item.images) == 1 and not item.text
+    return len(item.images) == 1 and item.modality == "image"
 
 
 def align(
@@ -59,12 +60,12 @@ def align(
         DataError: no pairs of a picture and text.
     """
     vision, model = embedder.body.vision, embedder.body.transformer
-    if vision is None:
+    if vision is None or not has_tower(model):
         raise ModelError("align needs a model with a projector behind a vision tower that is frozen: freeze=('vision',)")
     pairs = captions(tuple(e for e in examples if not sources or e.source in sources))
     if len(pairs) < 2:
         raise DataError("align needs pairs of one picture and text")
-    vision.prepare([Item(images=(picture,)) for picture, _ in pairs])
+    vision.prepare([picture] for picture, _ in pairs)
     words = _mean_words(embedder, [text for _, text in pairs])
     centre = words.mean(dim=0)
     seen = vision.features([picture for picture, _ in pairs])

@@ -39,7 +39,7 @@ class Settings:
         freeze: parts that are not trained; see `Embedder.freeze`.
         dropout: False switches dropout off, which suits short trainings.
         precision: "fp32", "bf16" to compute in bfloat16 where that is safe (scores and losses stay in float32), or "auto" for
-            the faster of the two on this machine.
+            the faster of the two on this machine (on that of the first process, if there are several).
         memory: what a step may hold.
         seed: of order, draws and dropout.
     """

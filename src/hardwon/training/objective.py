@@ -24,7 +24,7 @@ from hardwon.losses import (
     gradient_report,
     value_and_gradient,
 )
-from hardwon.losses.targets import parts_of
+from hardwon.losses.targets import NothingToCompare, parts_of
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Objective:
 
     def report(
         self, vectors: Float[Tensor, "n d"], asked: Sequence[int], offered: Sequence[int], targets: KnownPairs, most: int = 256
-    ) -> GradientReport:
-        """Where the gradient of the first `most` queries goes, at full width."""
+    ) -> GradientReport | None:
+        """Where the gradient of the first `most` queries goes, at full width; None if none of these has anything to compare."""
         some = targets.some(slice(0, most))[:]
         candidates = vectors[list(offered)]
         scores = vectors[list(asked[:most])] @ candidates.T
@@ -148,7 +148,10 @@ class Objective:
             golds = [candidates[row] @ candidates.T for row in some.gold]
             similar = torch.stack([cosines.amax(dim=0) for cosines in golds])
             some = self.rules(scores, some, similar)
-        return gradient_report(self.current(), scores, some)
+        try:
+            return gradient_report(self.current(), scores, some)
+        except NothingToCompare:
+            return None  # the rest of the batch has: a step does not end because of a line in the log
 
     def _level(
         self, vectors: Tensor, width: int, sides: tuple[Sequence[int], Sequence[int]], targets: Any, world: World

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ from hardwon.errors import DataError, RecipeError
 from hardwon.items import Example, Item
 from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
+from hardwon.models.memory import checkpointed
+from hardwon.models.precision import computed_in
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
@@ -59,9 +61,11 @@ def train(
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+        ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
+    settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
     if not settings.dropout:
@@ -81,7 +85,8 @@ def train(
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
-        with _log(plan.out, start) as log:
+        checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
+        with checkpointing, _log(plan.out, start) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
             _run(model, examples, objective, plan, optimizer, log)
@@ -102,14 +107,26 @@ class _Plan:
     world: World
 
 
+def _settled(settings: Settings, device: torch.device, world: World) -> Settings:
+    """With "auto" replaced by what the first process finds faster: they measure, so two of them could disagree."""
+    if settings.precision != "auto":
+        return settings
+    lower = world.first and computed_in("auto", device.type) == "bf16"
+    agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
+    return replace(settings, precision="bf16" if agreed else "fp32")
+
+
 def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
     """Features of frozen towers: the first process makes them, the others find them in the cache."""
+    if isinstance(model, Reranker):
+        rows = [(e.query, c.item) for e in examples for c in e.candidates]
+    else:
+        rows = [(item,) for e in examples for item in (e.query, *(c.item for c in e.candidates))]
     for turn in (True, False):
         if world.first == turn:
             if not world.first and model.body.vision is not None:
                 model.body.vision.store.look()
-            items = (item for e in examples for item in (e.query, *(c.item for c in e.candidates)))
-            model.body.prepare(items, progress=world.first)
+            model.body.prepare(rows, progress=world.first)
         world.wait()
 
 
@@ -161,12 +178,14 @@ def _run(
         torch.manual_seed(generator(settings.seed, "dropout", world.rank, batch.number).getrandbits(62))
         due = settings.report_every and batch.number % settings.report_every == 0
 
-        def watch(report: GradientReport) -> None:
-            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in report.summary().items()}
-            log({"step": batch.number + 1, "gradient": rounded})
+        def watch(report: GradientReport | None) -> None:
+            shares = report.summary() if report else {}
+            rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in shares.items()}
+            log({"step": batch.number + 1, "gradient": rounded or None})
 
-        return take(model, objective, batch, settings.memory, world, watch if due else None)
+        return take(model, objective, batch, room, world, watch if due else None)
 
+    room = settings.memory.room()  # what one step learns of the memory there is, the next ones know
     updates = fit(model, plan.steps, stream, gradient, optimizer, settings)
     with interruptible() as pressed, bar(plan.title, plan.steps, "steps", shown=world.first) as advance:
         advance(plan.start)

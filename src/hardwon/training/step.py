@@ -3,43 +3,53 @@
 Encode chunk by chunk, differentiate the loss at the embeddings, then carry that gradient into the weights (GradCache,
 arXiv:2101.06983). Chunks are made of items, before anything is rendered, so no model tensor is ever sliced. The graphs of as
 many chunks as `keep_tokens` allows stay in memory; the others are computed again. Keeping all of them is the plain step; both
-give the same gradient.
+give the same gradient. So does a step that runs out of memory: it drops graphs, halves chunks, and goes on.
 
 Several processes divide the batch's items among them: each encodes its share, all learn all vectors, each differentiates the
 loss of its share of the queries, and the gradients are added up. What comes out is the gradient of one process on the whole
 batch, to rounding; no factor of the number of processes appears anywhere.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardwon.distributed import World
-from hardwon.errors import Diverged
+from hardwon.errors import Diverged, ModelError
 from hardwon.losses import GradientReport, Loss, UnusableRows, gradient_report
 from hardwon.models import Embedder, Reranker
-from hardwon.models.body import plan, trainable
+from hardwon.models.body import trainable
+from hardwon.models.memory import Room, attempted
 from hardwon.training.batches import Batch, ListBatch
 from hardwon.training.objective import Objective
 
 
 @dataclass(frozen=True)
 class Memory:
-    """How a step spends memory.
+    """How a step spends memory. Where it runs out, a training goes on with smaller numbers and says so.
 
     Attributes:
         chunk_tokens: tokens of one forward pass, about.
         keep_tokens: tokens whose graph is kept; beyond it chunks are encoded twice. None keeps everything.
+        gradient_checkpointing: a layer's inner results are computed again when its gradient is due: a graph takes a
+            fraction of the memory, a step about a third longer.
     """
 
     chunk_tokens: int = 2048
     keep_tokens: int | None = None
+    gradient_checkpointing: bool = False
+
+    def room(self) -> Room:
+        """For one training: what it learns of the memory there really is, all its steps share."""
+        return Room(self.chunk_tokens, self.keep_tokens)
 
 
-Watch = Callable[[GradientReport], None]
+Watch = Callable[[GradientReport | None], None]
 States = tuple[Tensor, ...]
 
 
@@ -47,7 +57,12 @@ States = tuple[Tensor, ...]
 class _Chunk:
     rows: list[int]  # of all items
     output: Tensor  # with a graph if kept, else without
-    states: States | None  # of the generators before the pass, if it has to be repeated
+    kept: bool
+    states: States  # of the generators before the pass, to repeat it
+
+    def dropped(self) -> "_Chunk":
+        """Without its graph."""
+        return replace(self, output=self.output.detach(), kept=False)
 
 
 def _states(device: torch.device) -> States:
@@ -63,26 +78,41 @@ def _set_states(states: States, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """How this process encodes its share of a batch's items."""
+    """How this process encodes its share of a batch's items.
+
+    Between two collectives of a step no process waits for another, so each may run out of memory and mend it alone.
+    """
 
     run: Callable[[list[int]], Tensor]
+    name: Callable[[int], str]
     costs: Sequence[int]
-    memory: Memory
+    room: Room
+    parameters: Sequence[nn.Parameter]
     device: torch.device
     world: World
 
     def forward(self) -> list[_Chunk]:
-        chunks, kept = [], 0
-        mine = self.world.share(self.costs)
-        for places in plan([self.costs[n] for n in mine], self.memory.chunk_tokens):
-            rows = [mine[place] for place in places]
-            kept += len(rows) * max(self.costs[n] for n in rows)
-            if self.memory.keep_tokens is None or kept <= self.memory.keep_tokens:
-                chunks.append(_Chunk(rows, self.run(rows), None))
-                continue
+        chunks: list[_Chunk] = []
+
+        def encode(rows: list[int]) -> _Chunk:
             states = _states(self.device)
-            with torch.no_grad():
-                chunks.append(_Chunk(rows, self.run(rows), states))
+            keep = self.room.keep is None or sum(map(self._size, [*(c.rows for c in chunks), rows])) <= self.room.keep
+            try:
+                with torch.set_grad_enabled(keep):
+                    return _Chunk(rows, self.run(rows), keep, states)
+            except BaseException:
+                _set_states(states, self.device)  # what a failed pass drew does not count
+                raise
+
+        def give_up() -> bool:
+            kept = self._kept(chunks)
+            if kept:  # graphs stand in the way: none is kept in the rest of this step, and half as many in later ones
+                self.room.keep = kept // 2
+                chunks[:] = [chunk.dropped() for chunk in chunks]
+            return kept > 0
+
+        for _, chunk in self.room.each(self.world.share(self.costs), self.costs, encode, self.name, give_up):
+            chunks.append(chunk)
         return chunks
 
     def gather(self, chunks: Sequence[_Chunk], shape: tuple[int, ...]) -> Tensor:
@@ -92,23 +122,78 @@ class _Encoding:
             outputs[chunk.rows] = chunk.output.detach().float()
         return self.world.sum(outputs)  # everyone else's rows are zero
 
-    def backward(self, chunks: Sequence[_Chunk], gradient: Tensor) -> None:
-        for chunk in chunks:
-            part = gradient[chunk.rows]
-            if chunk.states is None:
-                chunk.output.backward(part.to(chunk.output.dtype))
+    def backward(self, chunks: list[_Chunk], gradient: Tensor) -> None:
+        """Add the gradient to the weights. A chunk that fails may have added a part of its own, so that all start again."""
+        clean = all(parameter.grad is None for parameter in self.parameters)
+        done = 0
+        while done < len(chunks):
+            if attempted(partial(self._carry, chunks[done], gradient)):
+                done += 1
                 continue
-            now = _states(self.device)
-            _set_states(chunk.states, self.device)  # the same dropout as in the first pass
-            self.run(chunk.rows).backward(part.to(chunk.output.dtype))
+            if not clean:
+                raise ModelError(
+                    "memory ran out in the middle of a backward pass, and there were gradients of an earlier one, which are "
+                    "spoilt now: clear them with zero_grad(set_to_none=True) and set smaller Memory(chunk_tokens=...)"
+                )
+            for parameter in self.parameters:
+                parameter.grad = None
+            if any(chunk.kept for chunk in chunks[done:]):
+                self.room.keep = self._kept(chunks) // 2
+            else:
+                self.room.shrink(chunks[done].rows, self.costs, self.name)
+            chunks[:] = [part for chunk in chunks for part in self._parts(chunk.dropped())]
+            done = 0
+        self.room.tell(
+            "memory ran out in a training step, which was done in smaller pieces with the same gradient. The training goes on "
+            f"with Memory(chunk_tokens={self.room.tokens}, keep_tokens={self.room.keep}): set that from the start, or "
+            "gradient_checkpointing=True"
+        )
+
+    def _carry(self, chunk: _Chunk, gradient: Tensor) -> None:
+        part = gradient[chunk.rows]
+        if chunk.kept:
+            chunk.output.backward(part.to(chunk.output.dtype))
+            return
+        now = _states(self.device)
+        _set_states(chunk.states, self.device)  # the same dropout as in the first pass
+        try:
+            output = self.run(chunk.rows)
+            output.backward(part.to(output.dtype))
+        finally:
             _set_states(now, self.device)
+
+    def _parts(self, chunk: _Chunk) -> Iterator[_Chunk]:
+        """The chunk, or smaller ones where there is no room for it."""
+        # Masks of dropout have the shape of a chunk: parts cannot draw them again, and their gradient is that of other masks
+        # than the loss has seen. Without dropout, as is the default of training, the gradient is the same to rounding.
+        for places in self.room.chunks(range(len(chunk.rows)), [self.costs[n] for n in chunk.rows]):
+            yield replace(chunk, rows=[chunk.rows[place] for place in places], output=chunk.output[places])
+
+    def _kept(self, chunks: Sequence[_Chunk]) -> int:
+        return sum(self._size(chunk.rows) for chunk in chunks if chunk.kept)
+
+    def _size(self, rows: Sequence[int]) -> int:
+        return len(rows) * max(self.costs[n] for n in rows)
+
+
+def _encoding(model: Embedder | Reranker, inputs: Sequence[Any], memory: Memory | Room, world: World) -> _Encoding:
+    of: Any = model  # an embedder's inputs are items, a reranker's pairs of them
+    return _Encoding(
+        lambda rows: of.forward([inputs[n] for n in rows]),
+        lambda n: of.name(inputs[n]),
+        [of.cost(one) for one in inputs],
+        memory.room() if isinstance(memory, Memory) else memory,
+        trainable(model.module),
+        model.body.model.device,
+        world,
+    )
 
 
 def embedder_step(
     model: Embedder,
     loss: Loss | Objective,
     batch: Batch,
-    memory: Memory,
+    memory: Memory | Room,
     world: World | None = None,
     watch: Watch | None = None,
 ) -> Float[Tensor, ""]:
@@ -118,22 +203,19 @@ def embedder_step(
         model: its weights get the gradient.
         loss: a loss, or one with rules, widths and temperature.
         batch: what is encoded.
-        memory: what may be held.
+        memory: what may be held; the room of a training, where several steps share it.
         world: the processes that share the work; all of them call this with the same batch.
-        watch: told where the gradient goes.
+        watch: told where the gradient goes; None where that cannot be said.
 
     Raises:
         Diverged: vectors or a loss that are not finite; no gradient was added.
+        ModelError: an item too large for memory; names it.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     world = world or World()
     items = list({item.key: item for item in (*batch.queries, *batch.candidates)}.values())
     place = {item.key: n for n, item in enumerate(items)}
-
-    def run(rows: list[int]) -> Tensor:
-        return model.forward([items[n] for n in rows])
-
-    encoding = _Encoding(run, [model.cost(item) for item in items], memory, model.body.model.device, world)
+    encoding = _encoding(model, items, memory, world)
     chunks = encoding.forward()
     vectors = encoding.gather(chunks, (int(model.dim),))
     asked, offered = ([place[item.key] for item in side] for side in (batch.queries, batch.candidates))
@@ -173,18 +255,14 @@ def reranker_step(
     model: Reranker,
     loss: Loss | Objective,
     batch: ListBatch,
-    memory: Memory,
+    memory: Memory | Room,
     world: World | None = None,
     watch: Watch | None = None,
 ) -> Float[Tensor, ""]:
     """Add the gradient of `loss` on every query's own list to the weights; returns the loss. See `embedder_step`."""
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     world = world or World()
-
-    def run(rows: list[int]) -> Tensor:
-        return model.forward([batch.pairs[n] for n in rows])
-
-    encoding = _Encoding(run, [model.cost(pair) for pair in batch.pairs], memory, model.body.model.device, world)
+    encoding = _encoding(model, batch.pairs, memory, world)
     chunks = encoding.forward()
     odds = encoding.gather(chunks, ()).requires_grad_()
     with torch.autocast(odds.device.type, enabled=False):
