@@ -12,6 +12,7 @@ from hardwon.models import Embedder, Reranker
 SCRIPT = """
 import sys
 sys.modules["hardwon"] = None  # as if it were not installed
+sys.modules["torchvision"] = None  # PyPI's breaks transformers beside a CPU build of torch, and nobody mends that here
 import numpy as np, torch
 from PIL import Image
 from sentence_transformers import CrossEncoder, SentenceTransformer
