@@ -12,7 +12,7 @@ from hardwon.items import Candidate, Example, Item
 from hardwon.losses import InfoNCE
 from hardwon.models import Embedder, Reranker, eyes
 from hardwon.pictures import open_picture
-from hardwon.training import Settings, train
+from hardwon.training import Settings, train, usable
 from hardwon.training.batches import shared
 from hardwon.training.step import Memory, embedder_step
 
