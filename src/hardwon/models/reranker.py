@@ -73,7 +73,7 @@ class Reranker:
             transformer: Any = copy.deepcopy(embedder.body.model[0]).requires_grad_(True)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                embedder.body.model.save(folder, create_model_card=False)
+                write(embedder.body.model, Path(folder))
                 transformer = Transformer(folder)
         if layers is not None:
             _cut(transformer.model, layers)
