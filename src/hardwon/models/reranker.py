@@ -16,7 +16,7 @@ from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body
-from hardwon.models.card import pooling_of, save
+from hardwon.models.card import pooling_of, save, write
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
 from hardwon.models.memory import Room
 from hardwon.models.precision import Precision
