@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -87,6 +88,12 @@ def trackio(monkeypatch):
 
 
 def run(model, out, validate=None, track=ALL, settings=SETTINGS, **how):
+    # TensorBoard reads the files of a folder in the order of their names: a second of the clock, then a counter as text, in
+    # which 10 comes before 9. Nobody goes on within a second but a test.
+    files = out.glob("tensorboard/events*") if out else ()
+    latest = max((int(file.name.split(".")[3]) for file in files), default=0)
+    while int(time.time()) <= latest:
+        time.sleep(0.05)
     return train(
         model,
         tiny.texts(),
