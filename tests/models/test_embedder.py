@@ -188,3 +188,23 @@ class TestFingerprint:
 
     def test_differs_between_models(self, vlm, text_model):
         assert vlm.fingerprint != text_model.fingerprint
+
+
+@pytest.mark.parametrize("name", ["vlm", "text_model"])
+def test_a_saved_copy_does_not_depend_on_what_was_encoded_last(name, request, tmp_path):
+    """A tokenizer keeps the length of its last call, and would be saved with it: texts were cut there for ever."""
+    from sentence_transformers import SentenceTransformer
+
+    model = request.getfixturevalue(name)
+    text = Item(text="one two three four five six seven eight " * 3)
+    fresh = model.encode([text])
+    model.save(tmp_path / "fresh")
+    own = model.body.model.max_seq_length
+    model.body.model.max_seq_length = 20
+    model.encode([text])
+    model.body.model.max_seq_length = own
+    model.save(tmp_path / "used")
+    assert (tmp_path / "used" / "tokenizer.json").read_bytes() == (tmp_path / "fresh" / "tokenizer.json").read_bytes()
+    plain = SentenceTransformer(str(tmp_path / "used"), device="cpu")
+    np.testing.assert_allclose(plain.encode([{"text": text.text}]), fresh, atol=1e-6)
+    np.testing.assert_allclose(model.encode([text]), fresh, atol=1e-6)

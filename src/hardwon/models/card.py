@@ -14,9 +14,22 @@ PACKAGES = ("hardwon", "sentence-transformers", "transformers", "torch", "peft")
 
 def save(model: Any, path: Path, about: Mapping[str, Any]) -> None:
     """Write a `SentenceTransformer` or `CrossEncoder`, `hardwon.json` with what is known about it, and its card."""
-    model.save(str(path), create_model_card=False)
+    write(model, path)
     (path / "hardwon.json").write_text(json.dumps(dict(about), indent=1, sort_keys=True), encoding="utf-8")
     (path / "README.md").write_text(card(model, path.name, about), encoding="utf-8")
+
+
+def write(model: Any, path: Path) -> None:
+    """Write what sentence-transformers loads, whatever was encoded last.
+
+    A tokenizer keeps how it cut and filled up its last text and would save that, and a multimodal processor then cuts every
+    text so, whatever the model's maximum length says.
+    """
+    fast = getattr(getattr(model[0], "tokenizer", None), "backend_tokenizer", None)
+    if fast is not None:
+        fast.no_truncation()
+        fast.no_padding()
+    model.save(str(path), create_model_card=False)
 
 
 def card(model: Any, name: str, about: Mapping[str, Any]) -> str:

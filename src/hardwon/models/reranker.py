@@ -16,7 +16,7 @@ from hardwon.distributed import World
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body
-from hardwon.models.card import pooling_of, save
+from hardwon.models.card import pooling_of, save, write
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
 from hardwon.models.memory import Room
 from hardwon.models.precision import Precision
@@ -72,7 +72,7 @@ class Reranker:
             transformer: Any = copy.deepcopy(embedder.body.model[0]).requires_grad_(True)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                embedder.body.model.save(folder, create_model_card=False)
+                write(embedder.body.model, Path(folder))
                 transformer = Transformer(folder)
         if layers is not None:
             _cut(transformer.model, layers)
