@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import hardwon.models.torchvision_guard  # noqa: F401  (before sentence-transformers is imported)
 from hardwon.losses import AmplifiedInfoNCE, InfoNCE, KnownPairs, TopKInfoNCE, value_and_gradient
 
 ROOT = Path(__file__).parents[1]

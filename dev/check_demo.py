@@ -25,6 +25,7 @@ TOLERANCE = 1e-4  # of a component of a unit vector; the two ways compute attent
 PLAIN = """
 import sys
 sys.modules["hardwon"] = None
+sys.modules["torchvision"] = None  # beside some builds of torch transformers cannot be imported with it
 import numpy as np
 from sentence_transformers import SentenceTransformer
 model, picture, text, out = sys.argv[1:]

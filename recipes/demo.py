@@ -44,14 +44,14 @@ def quick() -> tuple[Stage, ...]:
             collages=100,
             queries=60,
             align=120,
-            round1=30,
+            round1=24,
             reranker=12,
-            round2=20,
+            round2=16,
             unjudged=200,
             judged=100,
             depth=3,
             min_auc=0.55,
-            concepts=300,
+            concepts=200,
         )
     )
 

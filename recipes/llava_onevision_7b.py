@@ -48,7 +48,8 @@ def main() -> None:
     pairs = hardwon.data.read(asked.pairs)
     hardwon.train(embedder, pairs, loss, steps=asked.steps, settings=SETTINGS, out=asked.out)
     if world.first:
-        embedder.save(asked.out / "model", {"loss": repr(loss), "steps": asked.steps, "recipe": Path(__file__).name}, merge=True)
+        about = {"loss": repr(loss), "steps": asked.steps, "recipe": Path(__file__).name}
+        embedder.save(asked.out / "model", about, merge=True)
 
 
 if __name__ == "__main__":

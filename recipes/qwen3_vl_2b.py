@@ -68,8 +68,7 @@ def recipe() -> tuple[Stage, ...]:
             root=root,
             settings=Mining(depth=16, keep=8, skip=1, selector=Cyclic(2)),
         ),
-        # Read by a reranker of the same size, which then judges. A judge of 7B or more that nobody has trained does as well: see
-        # UniME-V2; its grades can be put into the file of negatives.
+        # A reranker of the same size, which then judges. (UniME-V2 asked a model of 7B that nobody had trained for it.)
         Train(
             "reranker",
             task="reranker",

@@ -20,7 +20,7 @@ from tiny import gradient_of
 
 from hardwon import distributed
 from hardwon.distributed import World
-from hardwon.errors import Diverged
+from hardwon.errors import BadItems, Diverged
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
 from hardwon.losses.amplified import Kind
@@ -174,7 +174,8 @@ def trainings(embedder: str, reranker: str, out: str) -> dict:
     items = [item for e in examples() for item in (e.query, *(c.item for c in e.candidates))]
     made = {"vectors": {"weights": weights_of(model), "outputs": torch.from_numpy(model.encode(items))}}
     ranker = Reranker.load(reranker, device="cpu")
-    train(ranker, examples(), Pairwise() + Listwise(), steps=3, settings=SETTINGS, out=own / "lists")
+    settings = replace(SETTINGS, track=("tensorboard",))
+    train(ranker, examples(), Pairwise() + Listwise(), steps=3, settings=settings, out=own / "lists")
     pairs = [(examples()[0].query, item) for item in items]
     return made | {"lists": {"weights": weights_of(ranker), "outputs": torch.from_numpy(ranker.score_pairs(pairs))}}
 
@@ -189,6 +190,25 @@ def looking(seeing: str, pictures: dict[str, Path], out: str) -> dict:
     return {"looks": sum(looks), "weights": weights_of(model), "outputs": torch.from_numpy(vectors)}
 
 
+def skipping(seeing: str, pictures: dict[str, Path]) -> dict:
+    """Weights of trainings that leave out a damaged picture and a missing one, and what is said when they may not."""
+    rows, made = list(tiny.examples(pictures)), {}
+    whole = rows[0].gold[0].images[0].read_bytes()
+    place = whole.index(b"IDAT") + 8
+    for n, picture in ((0, whole[:place] + bytes(20) + whole[place + 20 :]), (7, Path("/no/such.png"))):
+        rows[n] = replace(rows[n], candidates=(Candidate(Item(images=(picture,)), origin="gold"), *rows[n].negatives))
+    for name, freeze in (("learning", ()), ("frozen", ("vision",))):
+        settings = replace(SETTINGS, batch_size=6, freeze=freeze, on_error="skip", max_bad_fraction=0.2)
+        model = Embedder.load(seeing, device="cpu")
+        train(model, rows, InfoNCE(0.1), steps=2, settings=settings)
+        made[name] = {"weights": weights_of(model)}
+        try:
+            train(model, rows, InfoNCE(0.1), steps=2, settings=replace(settings, on_error="raise"))
+        except BadItems as error:
+            made[name]["said"] = str(error)
+    return made
+
+
 def interrupted(embedder: str, out: str, dropout: bool) -> dict:
     """Weights of a training that goes on after Ctrl-C in the last process, and of an undisturbed one."""
     world, steps_of, settings = World.current(), {}, replace(FULL, dropout=dropout, memory=Memory(100_000))  # one pass a step
@@ -198,6 +218,8 @@ def interrupted(embedder: str, out: str, dropout: bool) -> dict:
         forward = model.forward
 
         def watched(items):
+            if not torch.is_grad_enabled():  # the trial before the first step
+                return forward(items)
             passes.append(len(items))
             if len(passes) == stop and world.rank == world.size - 1:
                 os.kill(os.getpid(), signal.SIGINT)

@@ -135,6 +135,7 @@ def pair(models, tiny_vlm, pictures, folder):
     works = [(processes.trainings, *models, str(folder / "two"))]
     works += [(processes.looking, str(tiny_vlm), pictures, str(folder / "two"))]
     works += [(processes.interrupted, models[0], str(folder / f"dropout {dropout}"), dropout) for dropout in (False, True)]
+    works.append((processes.skipping, str(tiny_vlm), pictures))
     return processes.together(2, folder / "results", *works)
 
 
@@ -171,6 +172,16 @@ class TestTrain:
         check_trained(pair[0][1], single[1])
         check_equal(pair[1][1]["weights"], pair[0][1]["weights"])
 
+    @pytest.mark.parametrize("name", ["learning", "frozen"])
+    def test_all_leave_out_the_same_and_say_the_same(self, pair, tiny_vlm, pictures, name):
+        alone = processes.skipping(str(tiny_vlm), pictures)[name]
+        assert "2 items of 20 examples" in alone["said"]
+        assert [made[-1][name]["said"] for made in pair] == [alone["said"]] * 2
+        check_equal(pair[1][-1][name]["weights"], pair[0][-1][name]["weights"])
+        for key, value in alone["weights"].items():
+            if UNSEEN not in key:
+                assert float((pair[0][-1][name]["weights"][key] - value).abs().max()) < 3e-5, key
+
     def test_only_the_first_looks_at_pictures(self, pair, single):
         assert single[1]["looks"] == 20
         assert [made[1]["looks"] for made in pair] == [20, 0]
@@ -183,12 +194,14 @@ class TestTrain:
         own, truth = (folder / place / "process-0" / name for place in ("two", "one"))
         saved = [sorted(path.name for path in (place / "checkpoint").iterdir()) for place in (own, truth)]
         assert saved[0] == saved[1] != []
+        assert (own / "tensorboard").exists() == (name == "lists")
         rows, expected = (
             [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()] for place in (own, truth)
         )
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
-            row.pop("seconds", None), other.pop("seconds", None)
+            for timing in ("seconds", "items_per_second", "memory_mib"):
+                row.pop(timing, None), other.pop(timing, None)
             assert row.pop("gradient", {}) == pytest.approx(other.pop("gradient", {}), rel=1e-4, abs=2e-6)
             assert row == pytest.approx(other, rel=1e-4, abs=2e-6)
 

@@ -1,9 +1,22 @@
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hardwon import errors
-from hardwon.errors import BadRow, BadRows, Diverged, HardwonError, MissingExtra, unknown
+from hardwon.errors import (
+    BadItem,
+    BadItems,
+    BadRow,
+    BadRows,
+    DataError,
+    Diverged,
+    HardwonError,
+    MissingExtra,
+    ModelError,
+    unknown,
+)
 
 
 def test_the_tree_in_the_docstring_is_the_tree():
@@ -50,8 +63,22 @@ def test_bad_rows_show_ten_and_keep_all():
     assert len(str(BadRows([BadRow("a", 1, "b")], 2)).splitlines()) == 2
 
 
+def test_bad_items_are_listed_with_place_name_and_reason():
+    item = SimpleNamespace(label="'<red.png> a kite'")
+    error = BadItems([BadItem(item, f"reason {n}", f"query of example {n}") for n in range(12)], "40 examples", "Mend them")
+    lines = str(error).splitlines()
+    assert lines[0] == "12 items of 40 examples cannot be used:"
+    assert lines[1] == "  query of example 0: '<red.png> a kite': reason 0"
+    assert lines[11:] == ["  ... and 2 more", "Mend them"]
+    assert len(error.items) == 12
+    assert str(BadItems([BadItem(item, "why")], "2")) == "1 item of 2 cannot be used:\n  '<red.png> a kite': why"
+    assert isinstance(error, DataError)
+    assert isinstance(error, ModelError)
+
+
 def test_missing_extra_says_how_to_install_it():
     error = MissingExtra("resvg-py", "demo")
     assert str(error) == "resvg-py is not installed. It comes with an extra: pip install 'hardwon[demo]'"
+    assert str(MissingExtra("wandb")) == "wandb is not installed. It is no part of hardwon: pip install wandb"
     with pytest.raises(ImportError):
         raise error

@@ -1,13 +1,14 @@
 """Items, candidates and examples: keys that never change, paths that never leave their root."""
 
 import json
+from pathlib import Path
 
 import jaxtyping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardwon.errors import DataError
+from hardwon.errors import BadMedia, DataError
 from hardwon.items import Candidate, Example, Item, item_from_json, picture_key, read_examples, resolve, write_examples
 
 TEXT = st.text(min_size=1, max_size=20)
@@ -47,6 +48,19 @@ def test_a_changed_file_has_another_key(tmp_path):
     before = picture_key(file)
     file.write_bytes(b"after it")
     assert picture_key(file) != before
+
+
+def test_a_file_that_is_not_there_is_named_with_its_item(tmp_path):
+    item = Item("a kite", (tmp_path / "gone.png",))
+    with pytest.raises(BadMedia, match=r"gone\.png does not exist: check its name .* \(in '<gone\.png> a kite'\)"):
+        _ = item.key
+    with pytest.raises(BadMedia, match="cannot be read"):
+        picture_key(tmp_path)
+
+
+def test_a_label_is_short_and_holds_no_bytes():
+    assert Item("a kite", (Path("far/away/red.png"), b"\x89PNG"), "Find it:").label == "'<red.png> <picture> Find it: a kite'"
+    assert Item("x" * 1000).label == repr("x" * 80 + " ...")
 
 
 def test_instruction_changes_the_key_but_not_the_content():

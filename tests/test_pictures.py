@@ -117,16 +117,18 @@ def test_sixteen_bits_with_a_transparent_value():
     np.testing.assert_array_equal(np.asarray(open_picture(data)), grey_as_rgb([[0, 255, 255]]))
 
 
-TURNED = {
-    1: COLOURS,
-    2: COLOURS[:, ::-1],
-    3: COLOURS[::-1, ::-1],
-    4: COLOURS[::-1],
-    5: COLOURS.transpose(1, 0, 2),
-    6: np.rot90(COLOURS, -1),
-    7: np.rot90(COLOURS, 2).transpose(1, 0, 2),
-    8: np.rot90(COLOURS, 1),
+# Orientation -> what a viewer makes of stored pixels.
+TURNS = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, 1),
 }
+TURNED = {orientation: turn(COLOURS) for orientation, turn in TURNS.items()}
 
 
 @pytest.mark.parametrize("orientation", TURNED)
@@ -139,6 +141,19 @@ def test_orientation_is_applied_once(format_, orientation):
     np.testing.assert_array_equal(np.asarray(image), TURNED[orientation])
     # Whoever turns it again, as model processors do, must find nothing left to turn.
     np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(image)), TURNED[orientation])
+
+
+@pytest.mark.parametrize("name", [name for name in modes() if "gif" not in name and "bmp" not in name])
+def test_every_mode_in_every_orientation(name):
+    data, golden = modes()[name]
+    stored = Image.open(io.BytesIO(data))
+    options = {"transparency": stored.info["transparency"]} if "transparency" in stored.info else {}
+    options |= {"lossless": True} if stored.format == "WEBP" else {}
+    for orientation, turn in TURNS.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = open_picture(encoded(stored, stored.format, exif=exif, **options))
+        np.testing.assert_array_equal(np.asarray(image), turn(golden))
 
 
 def test_orientation_of_a_jpeg():

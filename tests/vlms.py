@@ -4,19 +4,18 @@ Configuration classes, processors and special tokens are those of the real model
 the chat templates are ours. Every builder writes a folder that plain `SentenceTransformer(folder)` loads, and beside it, under
 `bare(folder)`, what a hub holds: the generating model and its processor, without anything of sentence-transformers.
 
-The processors of LLaVA-OneVision and of the Qwen family read video as well, which needs torchvision. Where that is missing they
-are replaced by another processor of transformers that reads no video and gives the same tokens and pixels for text and a
-picture, so that the architectures are tested everywhere. hardwon is not needed here.
+The processors of LLaVA-OneVision and of the Qwen family read video as well, which needs torchvision. For users without it there
+is `video=False`: another processor of transformers that reads no video, needs no torchvision and gives the same tokens and
+pixels for text and a picture. hardwon is not needed here.
 """
 
-import importlib.util
+import functools
 import json
 
 import torch
 
 WIDTH = 32  # of words and vectors
 MAX_TOKENS = 256
-SEES_VIDEO = importlib.util.find_spec("torchvision") is not None
 ROTARY = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
 CHATML = ("<|im_start|>", "<|im_end|>")
 QWEN = (*CHATML, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -212,7 +211,7 @@ def build_llava(folder, *, patch=8, side="left"):
     return save(random_weights(LlavaForConditionalGeneration, config), processor, folder)
 
 
-def build_llava_onevision(folder, *, video=SEES_VIDEO, side="left"):
+def build_llava_onevision(folder, *, video=True, side="left"):
     """LLaVA-OneVision: SigLIP's vision tower, a picture as a whole and in tiles, Qwen2.
 
     `<image>` and `<video>` are known to its tokenizer as control tokens, but not listed among the special ones.
@@ -286,18 +285,18 @@ def build_qwen(name, folder, vision, *, video, side, heads=None, added=()):
     return save(random_weights(getattr(transformers, f"{name}ForConditionalGeneration"), config), processor, folder)
 
 
-def build_qwen2_vl(folder, *, video=SEES_VIDEO, side="left"):
+def build_qwen2_vl(folder, *, video=True, side="left"):
     """Qwen2-VL."""
     return build_qwen("Qwen2VL", folder, {"embed_dim": WIDTH, "mlp_ratio": 2}, video=video, side=side)
 
 
-def build_qwen2_5_vl(folder, *, video=SEES_VIDEO, side="left"):
+def build_qwen2_5_vl(folder, *, video=True, side="left"):
     """Qwen2.5-VL: the vision tower's first layer looks at a picture in windows."""
     vision = {"out_hidden_size": WIDTH, "intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1]}
     return build_qwen("Qwen2_5_VL", folder, vision, video=video, side=side)
 
 
-def build_qwen3_vl(folder, *, video=SEES_VIDEO, side="left"):
+def build_qwen3_vl(folder, *, video=True, side="left"):
     """Qwen3-VL: features of the vision tower's first layer are added to the decoder's; control tokens that are not special."""
     vision = {"out_hidden_size": WIDTH, "intermediate_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     heads = {"rope_parameters": ROTARY | {"mrope_interleaved": True}, "head_dim": 8}
@@ -311,4 +310,7 @@ DECODERS = {
     "qwen2-vl": build_qwen2_vl,
     "qwen2.5-vl": build_qwen2_5_vl,
     "qwen3-vl": build_qwen3_vl,
+}
+WITHOUT_VIDEO = {
+    f"{name} without video": functools.partial(DECODERS[name], video=False) for name in ("llava-onevision", "qwen2-vl")
 }

@@ -56,7 +56,7 @@ def _workspace(out: Path) -> Any:
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A reduced setting of about two minutes, for checks.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced setting of two to three minutes, for checks.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Workspace; runs/demo if left out.")] = None,
 ) -> None:
     """Run the whole loop on emoji: train, mine, train again, rerank, evaluate, index, search, report.

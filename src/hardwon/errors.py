@@ -3,20 +3,23 @@
 HardwonError
 ├── DataError            something is wrong with the data
 │   ├── BadRows          rows that cannot be used; names file, line and reason of each
+│   ├── BadItems         items that cannot be used, or not by this model (then also a ModelError); names each and its reason
 │   └── BadMedia         a picture that is missing, broken, too large or outside its root
 ├── RecipeError          an unknown field, stage, model or value; names the nearest match
 ├── ArtifactError        a folder that is unfinished, damaged or made by something else
 ├── ModelError           a model that cannot do what is asked of it
 ├── Diverged             a loss or gradient that is not finite; names the step and the queries
 ├── JudgeError           a judge that cannot be believed or cannot be reached
-└── MissingExtra         an optional package; names the extra to install
+└── MissingExtra         an optional package; names what to install
 
 Invariants of the code are `assert`ed; errors are for what a person can mend.
 """
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+
+OnError = Literal["raise", "skip"]  # what to do about what cannot be used: stop, or go on without it and list it
 
 
 class HardwonError(Exception):
@@ -48,10 +51,15 @@ class JudgeError(HardwonError):
 
 
 class MissingExtra(HardwonError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed; `extra` is what it comes with, "" for one that is installed by its own name."""
 
-    def __init__(self, package: str, extra: str):
-        super().__init__(f"{package} is not installed. It comes with an extra: pip install 'hardwon[{extra}]'")
+    def __init__(self, package: str, extra: str = ""):
+        remedy = (
+            f"It comes with an extra: pip install 'hardwon[{extra}]'"
+            if extra
+            else f"It is no part of hardwon: pip install {package}"
+        )
+        super().__init__(f"{package} is not installed. {remedy}")
 
 
 class Diverged(HardwonError):
@@ -83,13 +91,44 @@ class BadRows(DataError):
 
     def __init__(self, rows: Sequence[BadRow], read: int, advice: str = ""):
         self.rows = tuple(rows)
-        lines = [f"{len(self.rows)} of {read} rows cannot be used:"]
-        lines += [f"  {row}" for row in self.rows[:10]]
-        if len(self.rows) > 10:
-            lines.append(f"  ... and {len(self.rows) - 10} more")
-        if advice:
-            lines.append(advice)
-        super().__init__("\n".join(lines))
+        super().__init__(_listing(f"{len(self.rows)} of {read} rows cannot be used:", self.rows, advice))
+
+
+class BadItem(NamedTuple):
+    """One item that cannot be used.
+
+    Attributes:
+        item: the item itself.
+        reason: why.
+        where: what it was for; empty if that is plain.
+    """
+
+    item: Any
+    reason: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.item.label, self.reason) if part)
+
+
+class BadItems(DataError, ModelError):
+    """Items that cannot be used: by anybody (a damaged picture) or by this model (a picture for a model of text).
+
+    Attributes:
+        items: every bad item; the message shows the first ten.
+    """
+
+    def __init__(self, items: Sequence[BadItem], among: str, advice: str = ""):
+        self.items = tuple(items)
+        what = "1 item" if len(self.items) == 1 else f"{len(self.items)} items"
+        super().__init__(_listing(f"{what} of {among} cannot be used:", self.items, advice))
+
+
+def _listing(head: str, rows: Sequence[BadRow | BadItem], advice: str) -> str:
+    lines = [head, *(f"  {row}" for row in rows[:10])]
+    if len(rows) > 10:
+        lines.append(f"  ... and {len(rows) - 10} more")
+    return "\n".join([*lines, *([advice] if advice else [])])
 
 
 def unknown(what: str, value: object, valid: Iterable[object]) -> str:

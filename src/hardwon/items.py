@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hardwon.errors import DataError, unknown
+from hardwon.errors import BadMedia, DataError, unknown
 
 Picture = Path | bytes  # a file, or an encoded picture (PNG, JPEG ...)
 Origin = Literal["gold", "given", "mined"]
+_LABEL = 80  # characters of an item in a message
 
 
 @functools.lru_cache(maxsize=1_000_000)
@@ -27,11 +28,20 @@ def _file_digest(path: str, _size: int, _mtime_ns: int) -> str:
 
 
 def picture_key(picture: Picture) -> str:
-    """Content hash of a picture's encoded bytes, 32 hexadecimal digits; the name of the file plays no part."""
+    """Content hash of a picture's encoded bytes, 32 hexadecimal digits; the name of the file plays no part.
+
+    Raises:
+        BadMedia: a file that is not there or cannot be read.
+    """
     if isinstance(picture, bytes):
         return hashlib.blake2b(picture, digest_size=16).hexdigest()
-    status = os.stat(picture)
-    return _file_digest(str(picture), status.st_size, status.st_mtime_ns)
+    try:
+        status = os.stat(picture)
+        return _file_digest(str(picture), status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        raise BadMedia(f"{picture} does not exist: check its name and the data root") from None
+    except (OSError, ValueError) as error:
+        raise BadMedia(f"{picture} cannot be read ({error}): check its name and permissions") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +67,30 @@ class Item:
 
     @property
     def key(self) -> str:
-        """Content hash, 32 hexadecimal digits: equal content and instruction give equal keys on every machine."""
-        parts = [self.instruction, self.text, *(picture_key(picture) for picture in self.images)]
-        if self.video:
-            parts += ["video", *(picture_key(frame) for frame in self.video)]  # never taken for pictures: no hash says "video"
+        """Content hash, 32 hexadecimal digits: equal content and instruction give equal keys on every machine.
+
+        Raises:
+            BadMedia: a picture that is not there or cannot be read.
+        """
+        try:
+            parts = [self.instruction, self.text, *(picture_key(picture) for picture in self.images)]
+            if self.video:  # never taken for pictures: no hash says "video"
+                parts += ["video", *(picture_key(frame) for frame in self.video)]
+        except BadMedia as error:
+            raise BadMedia(f"{error} (in {self.label})") from error
         return hashlib.blake2b("\x00".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     @property
     def content(self) -> str:
         """Content hash without the instruction: two items that show the same thing have the same content."""
         return replace(self, instruction="").key
+
+    @property
+    def label(self) -> str:
+        """What it is in a message: pictures by their file's name, then the beginning of its words."""
+        pictures = [f"<{picture.name if isinstance(picture, Path) else 'picture'}>" for picture in self.pictures]
+        said = " ".join([*pictures, *(part for part in (self.instruction, self.text) if part)])
+        return repr(said if len(said) <= _LABEL else f"{said[:_LABEL]} ...")
 
     @property
     def modality(self) -> str:

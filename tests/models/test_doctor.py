@@ -217,7 +217,9 @@ class TestFaults:
 
     def test_a_model_that_reads_nothing(self, folder):
         change(folder / "tokenizer_config.json", pad_token=None)
-        with pytest.raises(ModelError, match="reads none of the probes; the first is 'one letter': ValueError: Asking to pad"):
+        with pytest.raises(
+            ModelError, match=r"reads none of the probes; the first is 'one letter': ModelError: .*Asking to pad"
+        ):
             examine(folder, device="cpu")
 
 

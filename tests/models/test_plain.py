@@ -12,6 +12,7 @@ from hardwon.models import Embedder, Reranker
 SCRIPT = """
 import sys
 sys.modules["hardwon"] = None  # as if it were not installed
+sys.modules["torchvision"] = None  # nor this: beside some builds of torch transformers cannot be imported with it
 import numpy as np, torch
 from PIL import Image
 from sentence_transformers import CrossEncoder, SentenceTransformer

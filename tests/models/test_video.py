@@ -22,7 +22,6 @@ from hardwon.training.step import Memory, embedder_step
 LOSS = InfoNCE(0.1)
 EVERY = {"video": {"do_sample_frames": False}}  # what plain sentence-transformers has to be told to see all frames
 READERS = ("llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
-needs_video = pytest.mark.skipif(not vlms.SEES_VIDEO, reason="processors of video need torchvision")
 
 
 @pytest.fixture(scope="session")
@@ -79,18 +78,11 @@ def plainly(item):
     return made | ({"text": words} if words else {})
 
 
-def flat_gradient(model):
-    made = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.module.parameters()]
-    model.module.zero_grad(set_to_none=True)
-    return torch.cat(made)
-
-
 def tokens(model, item):
     (ids,) = model.body.features([[item]])["input_ids"].tolist()
     return ids
 
 
-@needs_video
 class TestReader:
     def test_vectors_are_those_of_sentence_transformers(self, reader, items, frames):
         assert "video" in reader.ours.body.modalities
@@ -186,15 +178,14 @@ class TestReader:
         batch = shared(rows, 0)
         sides = [torch.cat([model.forward([item]) for item in side]) for side in (batch.queries, batch.candidates)]
         LOSS(sides[0] @ sides[1].T, batch.targets[:]).backward()
-        truth = flat_gradient(model)
+        truth = tiny.gradient_of(model)
         embedder_step(model, LOSS, batch, memory)
         assert any(p.grad is not None and p.grad.any() for name, p in model.module.named_parameters() if "vis" in name)
-        made = flat_gradient(model)
+        made = tiny.gradient_of(model)
         assert made.isfinite().all()
         assert float((made - truth).norm() / truth.norm()) < 2e-5
 
 
-@needs_video
 @pytest.mark.parametrize("name", ["llava-onevision", "qwen2-vl"])
 def test_a_reranker_reads_videos(reading, frames, name):
     model = Reranker.start_from(reading[name].ours)
@@ -223,7 +214,7 @@ class TestWithoutVideo:
     def test_the_built_in_model(self, tiny_vlm, items, frames, cached, tmp_path):
         model = Embedder.load(tiny_vlm, device="cpu", vision_cache=tmp_path if cached else None)
         if cached:
-            model.body.prepare(items, True)
+            model.body.prepare([[item] for item in items], True)
             assert len(model.body.vision.rows) == 12  # each frame once
         np.testing.assert_array_equal(model.encode(items), model.encode([as_pictures(item) for item in items]))
         for item in (Item(video=frames), Item("words", video=frames)):

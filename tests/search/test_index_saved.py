@@ -45,10 +45,10 @@ def test_an_index_of_words_only(tmp_path):
 
 def test_an_index_of_videos_only(pictures, tmp_path):
     items = [Item(video=(pictures[2], pictures[1])), Item(video=(pictures[1].read_bytes(),))]
-    Index.build(Fake(), items[:1]).save(tmp_path / "out" / "index")
+    Index.build(FakeEncoder(), items[:1]).save(tmp_path / "out" / "index")
     assert Index.load(tmp_path / "out" / "index").items == (items[0],)
     with pytest.raises(DataError, match="held as bytes"):
-        Index.build(Fake(), items).save(tmp_path / "other")
+        Index.build(FakeEncoder(), items).save(tmp_path / "other")
 
 
 def test_an_index_moves_with_its_pictures(tmp_path):

@@ -37,6 +37,8 @@ class TestSettings:
         ("field", "value", "message"),
         [
             ("precision", "fp16", "unknown precision 'fp16': did you mean 'bf16'"),
+            ("on_error", "skp", "unknown on_error 'skp': did you mean 'skip'"),
+            ("max_bad_fraction", 2.0, r"max_bad_fraction must lie in \[0, 1\], got 2.0"),
             ("batch_size", 0, "batch_size must be above 0, got 0"),
             ("learning_rate", 0.0, "learning_rate must be above 0, got 0.0"),
             ("learning_rate", math.nan, "learning_rate must be above 0, got nan"),

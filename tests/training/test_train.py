@@ -111,7 +111,8 @@ class TestLog:
         train(text_model, texts, InfoNCE(0.1), steps=7, settings=QUICK, out=tmp_path / "new" / "folder")
         rows = rows_of(tmp_path / "new" / "folder")
         assert [row["step"] for row in rows] == list(range(1, 8))
-        assert set(rows[0]) == {"step", "loss", "gradient_norm", "rate", "seconds"}
+        speed = {"items", "items_per_second", "memory_mib", "seconds"}
+        assert set(rows[0]) == {"step", "loss", "gradient_norm", "rate", "learning_rate", *speed}
         assert rows[0]["rate"] == 1.0
 
     def test_validation(self, text_model, texts, tmp_path):

@@ -25,16 +25,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args, overload
+from typing import get_args, overload
 
 from hardwon.artifacts import write_atomically
 from hardwon.data.read_files import pictures_below, read_records
 from hardwon.data.read_rows import Rows
-from hardwon.errors import BadRow, BadRows, DataError, RecipeError, unknown
+from hardwon.errors import BadRow, BadRows, DataError, OnError, RecipeError, unknown
 from hardwon.items import Example, Item, resolve
 from hardwon.progress import bar
 
-OnError = Literal["raise", "skip"]
 _BAR_FROM = 5_000
 _REASON = 500
 

@@ -1,7 +1,7 @@
 """What `Embedder` and `Reranker` share: a sentence-transformers model and the way items are rendered for it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from torch import nn
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.eyes import ChatEye, TowerEye, eye_of, has_tower, mark
-from hardwon.models.length import PictureTokens, VideoTokens, shortened
-from hardwon.models.loading import control_tokens, open_model, prompt_for
+from hardwon.models.length import GUESS, PictureTokens, VideoTokens, readable, shortened
+from hardwon.models.loading import control_tokens, has_template, open_model, prompt_for
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
-from hardwon.models.render import Show, as_shown, payload, words
+from hardwon.models.render import Show, as_shown, payload, refuse_parts, words
 from hardwon.models.vision import VisionCache, weights_digest
 from hardwon.pictures import open_picture
 
@@ -62,6 +62,7 @@ class Body:
         self._eye, self._home = eye_of(model[0], self.picture_tokens), vision_cache
         self.vision = self._cache() if vision_cache is not None else None
         self._digest: tuple[Any, str] | None = None
+        self._frames: dict[tuple[int, str], int] = {}
 
     @classmethod
     def load(
@@ -129,7 +130,8 @@ class Body:
         """Tokens of an item, about: four characters a token, and the model's picture tokens."""
         text = len(item.instruction or self.prompt(item)) + len(item.text)
         shown = as_shown(item, self.modalities, self.fused)
-        seen = sum(self.picture_tokens(picture, len(shown.images) == 1) for picture in shown.images)
+        seen = self.picture_tokens.of(shown.images)
+        seen = GUESS * len(shown.images) if seen is None else seen
         seen += self.video_tokens(shown.video) if shown.video else 0
         return self._frame + min(text // 4 + 1, self.model.max_seq_length) + seen
 
@@ -139,36 +141,73 @@ class Body:
         kept = self.vision is not None and has_tower(self.transformer)
         if kept or "message" not in self.model.modalities:
             return 2
-        return len(self.model.preprocess([{"text": "a"}])["input_ids"][0])
+        return self._around(1)
 
     def prompt(self, item: Item) -> str:
         """What the model itself says before an item that brings no instruction; see `Options.instruction`."""
         return "" if item.instruction else prompt_for(self.model, item.modality)
 
-    def _cut(self, item: Item, text: str) -> str:
-        """Text that leaves room for pictures, video and template: where those are cut, another kind of token is pooled.
+    def _around(self, parts: int, prompt: str = "") -> int:
+        """Tokens of the chat template around a row of one item or two, with the model's own prompt for one."""
+        if (parts, prompt) not in self._frames:
+            row = ({"text": "a"},) * parts
+            made = self.model.preprocess([row] if parts > 1 else [row[0]], prompt or None)
+            self._frames[parts, prompt] = len(made["input_ids"][0])
+        return self._frames[parts, prompt]
+
+    def check(self, row: Sequence[Item]) -> None:
+        """Refuse what the model cannot read, by its parts and the headers of its pictures.
+
+        Args:
+            row: one item (embedder) or two (reranker: query, candidate).
 
         Raises:
-            ModelError: the pictures and frames alone are more than the model takes.
+            ModelError: a picture for a model of text, a shape that the processor refuses, more pictures than the model takes.
+            BadMedia: a picture whose header cannot be read.
         """
-        if not item.pictures or not self.fused:
-            return text  # sentence-transformers cuts plain text and keeps the template's end
-        shown = as_shown(item, self.modalities)
-        known = [self.picture_tokens.known(picture, len(shown.images) == 1) for picture in shown.images]
-        known += [self.video_tokens.known(shown.video)] if shown.video else []
-        if None in known:
-            return text
+        for item in row:
+            refuse_parts(as_shown(item, self.modalities, self.fused), self.modalities, self.fused)
+            if item.pictures and not self._places_pictures:
+                raise ModelError(
+                    f"item {item.key[:12]} holds a picture, but the model's processor has no chat template that says where "
+                    "it goes: copy chat_template.jinja from the original model"
+                )
+        self._room(row)
+
+    @cached_property
+    def _places_pictures(self) -> bool:
+        # A model that puts pictures among words learns from the template where.
+        return not hasattr(getattr(self.model[0], "processor", None), "image_token") or has_template(self.model[0])
+
+    def _room(self, row: Sequence[Item]) -> int | None:
+        """Tokens that are left for text beside pictures and videos of a row; None where there are none, or nobody can say."""
+        shown = [as_shown(item, self.modalities, self.fused) for item in row]
+        known = [self.picture_tokens.of(item.images) for item in shown]
+        known += [self.video_tokens.known(item.video) for item in shown if item.video]
         seen = sum(tokens or 0 for tokens in known)
-        prompt = self.prompt(item)
-        said = len(self.model.preprocess([{"text": "a"}], prompt)["input_ids"][0]) if prompt else self._frame
-        room = self.model.max_seq_length - seen - said - 2 * len(shown.images)  # a mark before and after each
+        if not seen or None in known:
+            return None
+        marks = 2 * sum(len(item.images) for item in shown)  # one before and one after each picture
+        prompt = self.prompt(row[0]) if len(row) == 1 else ""
+        room = self.model.max_seq_length - seen - self._around(len(row), prompt) - marks
         if room < 0:
-            what = " and ".join(["pictures"] * bool(item.images) + ["frames"] * bool(item.video))
+            names = " and ".join(f"item {item.key[:12]}" for item in row if item.pictures)
+            parts = {"pictures": any(item.images for item in row), "frames": any(item.video for item in row)}
+            what = " and ".join(part for part, there in parts.items() if there)
             raise ModelError(
-                f"item {item.key[:12]} comes to {seen} tokens of {what}, but the model takes {self.model.max_seq_length} "
+                f"{names} comes to {seen} tokens of {what}, but the model takes {self.model.max_seq_length} "
                 f"in all: make the {what} smaller, or give it fewer of them"
             )
-        return shortened(text, self.tokenizer, room)
+        return room
+
+    def _cut(self, row: Sequence[Item]) -> Callable[[Item, str], str]:
+        """Shortens texts so that pictures and template stay whole: where those are cut, another kind of token is pooled."""
+        room = self._room(row)
+        if room is None:
+            # Sentence-transformers cuts plain text exactly, and keeps the template's end.
+            return lambda item, text: readable(text, self.tokenizer, self.model.max_seq_length)
+        share = room // max(sum(bool(words(item, ())) for item in row), 1)
+        return lambda item, text: shortened(text, self.tokenizer, share)
 
     def freeze(self, parts: Iterable[str]) -> None:
         """See `Embedder.freeze`."""
@@ -215,13 +254,22 @@ class Body:
         return self.vision if self.vision is not None and self.vision.eye.usable else None
 
     def features(self, rows: Sequence[Sequence[Item]], prompt: str = "") -> dict[str, Any]:
-        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate), with one prompt for all."""
+        """Model inputs for rows of one item (embedder) or two (reranker: query, candidate), with one prompt for all.
+
+        Raises:
+            ModelError: as `check`, and whatever else the processor refuses.
+            BadMedia: a picture that cannot be decoded.
+        """
+        for row in rows:
+            self.check(row)
+        with self.blaming(rows):
+            return self._features(rows, prompt)
+
+    def _features(self, rows: Sequence[Sequence[Item]], prompt: str) -> dict[str, Any]:
         kept = self._kept
         eye = None if kept is None else kept.eye
         shown = [[as_shown(item, self.modalities) for item in row] for row in rows]
         if isinstance(eye, TowerEye):
-            for item in (item for row in rows for item in row if item.video):
-                self._cut(item, "")  # refuses frames that do not fit
             return self._cached_features(shown, prompt)
         # A model that reads videos as such takes kept features of pictures only where there is none.
         if kept is None or not isinstance(eye, ChatEye) or any(item.video for row in shown for item in row):
@@ -230,11 +278,22 @@ class Body:
         marks = iter([mark(record) for record in records])
         return self._on_device(eye.put_back(self._rendered(rows, prompt, lambda _: next(marks), eye.preprocess), records))
 
-    def _rendered(self, rows: Sequence[Sequence[Item]], prompt: str, show: Show, preprocess: Any) -> Mapping[str, Any]:
-        def shown(item: Item) -> dict[str, Any]:
-            return payload(item, self.special, self.modalities, self.fused, self._cut, self.video_tokens.least, show)
+    @contextlib.contextmanager
+    def blaming(self, rows: Sequence[Sequence[Item]]) -> Iterator[None]:
+        """Turn a ValueError of processor or model into a ModelError that names what it was given."""
+        try:
+            yield
+        except ValueError as error:
+            given = [item for row in rows for item in row]
+            first = next((item for item in given if item.pictures), given[0])
+            more = f" and {len(given) - 1} others" if len(given) > 1 else ""
+            raise ModelError(f"the model cannot read item {first.key[:12]} ({first.label}){more}: {error}") from error
 
-        made = [[shown(item) for item in row] for row in rows]
+    def _rendered(self, rows: Sequence[Sequence[Item]], prompt: str, show: Show, preprocess: Any) -> Mapping[str, Any]:
+        made = []
+        for row in rows:
+            cut, least = self._cut(row), self.video_tokens.least
+            made.append([payload(item, self.special, self.modalities, self.fused, cut, least, show) for item in row])
         if len(rows[0]) == 1:
             return preprocess([row[0] for row in made], prompt or None)
         if "message" in self.model.modalities:
@@ -268,9 +327,10 @@ class Body:
         roles = ("query", "document") if len(rows[0]) == 2 else ("user",)
         talks = []
         for row in rows:
-            talk = [{"role": "system", "content": [{"type": "text", "text": prompt}]}] if prompt else []
+            talk: list[Any] = [{"role": "system", "content": [{"type": "text", "text": prompt}]}] if prompt else []
+            cut = self._cut(row)
             for role, item in zip(roles, row, strict=True):
-                text = words(item, self.special)
+                text = cut(item, words(item, self.special))
                 content = [{"type": "image"}] * len(item.images) + ([{"type": "text", "text": text}] if text else [])
                 talk.append({"role": role, "content": content})
             talks.append(talk)

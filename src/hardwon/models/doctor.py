@@ -41,6 +41,7 @@ from hardwon.models.loading import ENDLESS, as_it_is, settle_filling, settle_fra
 from hardwon.models.lora import has_adapter
 from hardwon.models.plain import encode_plainly, plainly
 from hardwon.models.precision import GAIN, bf16_gain
+from hardwon.models.preflight import refusal
 from hardwon.models.probes import Probe, long_probes, short_probes
 
 WHOLE, HALF = 1e-5, 1e-3  # differences of cosine that are allowed: weights in float32, and in 16 bits
@@ -143,7 +144,8 @@ def _ours(
             f"It has no modules.json, so hardwon had to guess how to pool: {pooling_of(model) or 'the model does'}. If it was "
             "trained otherwise, say so once, Embedder.load(path, pooling=...), and save it."
         )
-    length = min(own_length, max(LENGTH, 2 * max(embedder.cost(probe.item) for probe in probes)))
+    read = [probe.item for probe in probes if not refusal(embedder.body, (probe.item,))]
+    length = min(own_length, max(LENGTH, 2 * max(map(embedder.cost, read), default=0)))
     if length < own_length:
         notes.append(f"Texts were cut at {length:,} tokens to save time; the model takes {own_length:,}.")
     model.max_seq_length = length

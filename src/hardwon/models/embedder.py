@@ -19,6 +19,7 @@ from hardwon.models.card import save
 from hardwon.models.lora import merged
 from hardwon.models.memory import Room
 from hardwon.models.options import Dtype, LoRA, Options, Pooling
+from hardwon.models.preflight import decoding, refuse
 from hardwon.models.scorer import Pair
 from hardwon.progress import bar
 
@@ -104,8 +105,10 @@ class Embedder:
         kinds = [(self.body.kind(item), self.body.prompt(item)) for item in items]
         if len(set(kinds)) > 1:
             return in_turn(items, kinds, self.forward)
-        features = self.body.features([[item] for item in items], kinds[0][1])
-        return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
+        rows = [[item] for item in items]
+        features = self.body.features(rows, kinds[0][1])
+        with self.body.blaming(rows):
+            return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
@@ -114,22 +117,25 @@ class Embedder:
         Where memory runs out, batches get smaller; the vectors are the same.
 
         Raises:
+            BadItems: items that cannot be used, before anything is computed; names them all.
             ModelError: vectors that are not finite, or an item too large for memory; names it.
         """
+        refuse(self.body, items)
         place: dict[str, int] = {}
         rows = [place.setdefault(item.key, len(place)) for item in items]
         distinct = list({item.key: item for item in items}.values())
         made, room = np.zeros((len(distinct), self.dim), dtype=np.float32), Room(ENCODE_TOKENS)
-        self.body.prepare([[item] for item in distinct], bool(progress))
-        with self.evaluating(), maybe_bar(progress, len(distinct)) as advance:
-            for chunk, vectors in room.each(
-                range(len(distinct)),
-                [self.cost(item) for item in distinct],
-                lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
-                lambda n: self.name(distinct[n]),
-            ):
-                made[chunk] = vectors
-                advance(len(chunk))
+        with decoding(self.body, distinct), self.evaluating():
+            self.body.prepare([[item] for item in distinct], bool(progress))
+            with maybe_bar(progress, len(distinct)) as advance:
+                for chunk, vectors in room.each(
+                    range(len(distinct)),
+                    [self.cost(item) for item in distinct],
+                    lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
+                    lambda n: self.name(distinct[n]),
+                ):
+                    made[chunk] = vectors
+                    advance(len(chunk))
         room.tell(f"memory ran out while encoding: went on with chunks of {room.tokens} tokens, which gives the same vectors")
         if not np.isfinite(made).all():
             bad = distinct[int(np.flatnonzero(~np.isfinite(made).all(axis=1))[0])]

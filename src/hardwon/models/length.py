@@ -2,14 +2,19 @@
 
 import contextlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 
+from hardwon.errors import ModelError
 from hardwon.items import Picture, picture_key
 from hardwon.pictures import picture_size
 
-GUESS = 256  # tokens of a picture where the processor cannot say
+GUESS = 256  # tokens of a picture that takes no place in a text, so that nobody can say: for the budget of a batch only
+PROBE = (64, 64)  # pixels
+LETTERS, MOST_LETTERS = 16, 64  # of a token: more than nearly all have, more than any of a text has
 
 
 class PictureTokens:
@@ -27,36 +32,84 @@ class PictureTokens:
     def __init__(self, processor: Any, config: Any):
         self.processor = processor
         self.fixed = int(getattr(config, "image_seq_length", None) or 0)
-        # LLaVA-OneVision cuts a picture into tiles only if it is alone, and is therefore told how many there are.
-        told = "batch_num_images" in getattr(getattr(processor, "image_processor", None), "model_input_names", ())
-        whole = getattr(processor, "vision_feature_select_strategy", "") != "default"
-        self.each = processor.num_image_tokens + whole if told and processor.num_image_tokens else 0
-        self._by_key: dict[str, int | None] = {}
+        self._by_key: dict[str, tuple[int, int]] = {}
+        self._by_size: dict[tuple[int, int], int | None] = {}
+        self._by_sizes: dict[tuple[tuple[int, int], ...], int | None] = {}
 
-    def __call__(self, picture: Picture, alone: bool = True) -> int:
-        """Tokens of a picture; a guess where the processor cannot say."""
-        return self.known(picture, alone) or GUESS
+    def __call__(self, picture: Picture) -> int:
+        """Tokens of a picture that is alone in its item; a guess where the processor cannot say."""
+        return self.known(picture) or GUESS
 
-    def known(self, picture: Picture, alone: bool = True) -> int | None:
-        """Tokens of a picture, alone in its item or not; None where the processor cannot say."""
+    def of(self, pictures: Sequence[Picture]) -> int | None:
+        """Tokens of all the pictures of one item, 0 of none; otherwise as `known`."""
+        known = [self.known(picture) for picture in pictures]
+        if None in known:
+            return None
+        if len(known) < 2 or self._additive:
+            return sum(tokens or 0 for tokens in known)
+        return self._counted(tuple(self._by_key[picture_key(picture)] for picture in pictures))
+
+    @cached_property
+    def _additive(self) -> bool:
+        # LLaVA-OneVision looks at a picture in tiles only if it is alone.
+        return bool(self.fixed) or self._counted((PROBE, PROBE)) == 2 * (self._count(*PROBE) or 0)
+
+    def known(self, picture: Picture) -> int | None:
+        """Tokens of a picture that is alone in its item; None if the model does not put pictures among words (a dual encoder).
+
+        Raises:
+            BadMedia: a picture whose header cannot be read.
+            ModelError: a shape that the processor refuses.
+        """
         if self.fixed:
             return self.fixed
-        if self.each and not alone:
-            return self.each
         key = picture_key(picture)
         if key not in self._by_key:
-            width, height = picture_size(picture)
-            self._by_key[key] = self._of_size(width, height)
-        return self._by_key[key]
+            self._by_key[key] = picture_size(picture)
+        size = self._by_key[key]
+        if size not in self._by_size:
+            try:
+                self._by_size[size] = self._count(*size)
+            except ValueError as error:
+                name = "a picture" if isinstance(picture, bytes) else str(picture)
+                raise ModelError(f"the model's processor refuses {name} of {size[0]} x {size[1]} pixels: {error}") from error
+        return self._by_size[size]
 
-    def _of_size(self, width: int, height: int) -> int | None:
-        # Methods of transformers that are not documented: without them nothing but a budget is off.
+    def _count(self, width: int, height: int) -> int | None:
+        # Two ways to ask without making pixels, neither of them documented: if they are there, they have to work.
+        count: Any = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        if count is not None:
+            return int(count(image_sizes=[(height, width)]).num_image_tokens[0])
         pictures: Any = getattr(self.processor, "image_processor", None)
-        with contextlib.suppress(AttributeError, KeyError, NotImplementedError, TypeError, ValueError, IndexError):
-            return int(self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
-        with contextlib.suppress(AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
-            return int(pictures.get_number_of_image_patches(height, width, {}) // pictures.merge_size**2)
-        return None
+        patches: Any = getattr(pictures, "get_number_of_image_patches", None)
+        if patches is not None and hasattr(pictures, "merge_size"):
+            return int(patches(height, width, {}) // pictures.merge_size**2)
+        return self._counted(((width, height),))
+
+    def _counted(self, sizes: tuple[tuple[int, int], ...]) -> int | None:
+        """What the processor makes of empty pictures of these sizes: always right, but it takes as long as pictures do."""
+        token = getattr(self.processor, "image_token", None)
+        if token is not None and sizes not in self._by_sizes:
+            blank = [Image.new("RGB", size) for size in sizes]
+            made = self.processor(images=[blank], text=[token * len(sizes)], return_tensors="pt")
+            self._by_sizes[sizes] = int((made["input_ids"] == self.processor.image_token_id).sum())
+        return self._by_sizes.get(sizes)
+
+
+def readable(text: str, tokenizer: Any, budget: int) -> str:
+    """The beginning of a text that is far too long, with all that the first `budget` tokens are made of.
+
+    A tokenizer would look at all of it first: a million letters took up to four seconds. What comes to fewer tokens than one in
+    `MOST_LETTERS` letters (blanks, mostly) is cut there.
+    """
+    enough = budget + 32  # the last tokens may depend on what follows
+    for reach in (LETTERS * budget, MOST_LETTERS * budget):
+        if len(text) <= reach:
+            return text
+        made = tokenizer(text[:reach], add_special_tokens=False, truncation=True, max_length=enough)
+        if len(made["input_ids"]) == enough:
+            break
+    return text[:reach]
 
 
 class VideoTokens:
@@ -110,6 +163,10 @@ def shortened(text: str, tokenizer: Any, budget: int) -> str:
     """Text of at most `budget` tokens: as much of its beginning as fits."""
     if len(text.encode()) <= budget:  # a token is at least a byte
         return text
+    text = readable(text, tokenizer, max(budget, 0))
     encoded = tokenizer(text, add_special_tokens=False, truncation=True, max_length=max(budget, 1), return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
-    return text[: offsets[-1][1]] if offsets else text
+    end = encoded["offset_mapping"][-1][1] if encoded["offset_mapping"] else 0
+    # A letter may be several tokens, of which the last that fits is not the last.
+    while end and len(tokenizer(text[:end], add_special_tokens=False)["input_ids"]) > budget:
+        end -= 1
+    return text[:end]

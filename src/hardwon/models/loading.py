@@ -11,6 +11,7 @@ from hardwon.models.lora import add_lora, check_base
 from hardwon.models.options import Options, Pooling
 
 ENDLESS = 1_000_000  # a maximum length above this is none at all
+UNREAD = ("pooler", "num_batches_tracked")
 
 
 def open_model(kind: Any, path: str | Path, device: str | None, options: Options | None = None) -> Any:
@@ -23,8 +24,11 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
     """
     options = options or Options()
     model = as_it_is(kind, path, device, options)
-    if kind.__name__ == "SentenceTransformer":  # a fresh head of a cross-encoder is no accident
-        _refuse_missing_weights(model, path)
+    embeds = kind.__name__ == "SentenceTransformer"
+    fresh = () if embeds else ("classifier", "score")  # of a cross-encoder: no accident
+    _refuse_missing_weights(model, path, (*UNREAD, *fresh))
+    _refuse_missing_template(model, path)
+    if embeds:
         settle_vectors(model, path, options.pooling)
     _settle_length(model, path)
     settle_filling(model)
@@ -137,19 +141,34 @@ def prompt_for(model: Any, modality: str) -> str:
     return model.prompts.get(modality) or model.prompts.get(model.default_prompt_name) or ""
 
 
-def _refuse_missing_weights(model: Any, path: str | Path) -> None:
+def _refuse_missing_weights(model: Any, path: str | Path, allowed: tuple[str, ...]) -> None:
     """Transformers draws weights that are not in the file at random and goes on; the vectors would be noise (B4)."""
     inner = getattr(model[0], "model", None)
     if inner is None or not hasattr(inner, "named_parameters"):
         return
-    flags = {name: getattr(p, "_is_hf_initialized", False) for name, p in inner.named_parameters()}
+    saved = inner.state_dict().keys()  # without buffers that are computed, which no file holds
+    weights = {**dict(inner.named_parameters()), **{name: b for name, b in inner.named_buffers() if name in saved}}
+    flags = {name: getattr(value, "_is_hf_initialized", False) for name, value in weights.items()}
     if not any(flags.values()):
         return  # not loaded by transformers, which marks what it has read
-    # The pooler of a text encoder is not in many checkpoints, and nobody reads it.
-    missing = [name for name, found in flags.items() if not found and "pooler" not in name]
+    # The pooler of a text encoder is not in many checkpoints, and nobody reads it; nor is the count of batches ever read.
+    missing = [name for name, found in flags.items() if not found and not any(part in name for part in allowed)]
     if missing:
         shown = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")
         raise ModelError(f"{path} lacks {len(missing)} of {len(flags)} weights ({shown}): they would be random numbers")
+
+
+def _refuse_missing_template(model: Any, path: str | Path) -> None:
+    """A model that reads messages cannot read anything without the template that makes one text of them."""
+    if "message" in model.modalities and not has_template(model[0]):
+        raise ModelError(
+            f"{path} reads messages, but its processor has no chat template: copy chat_template.jinja from the original model"
+        )
+
+
+def has_template(module: Any) -> bool:
+    """Whether a sentence-transformers `Transformer` has a chat template."""
+    return any(getattr(part, "chat_template", None) for part in _named(module, ("processor", "tokenizer")))
 
 
 def _settle_length(model: Any, path: str | Path) -> None:

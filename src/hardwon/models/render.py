@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from hardwon.errors import ModelError
+from hardwon.errors import BadMedia, ModelError
 from hardwon.items import Item, Picture
 from hardwon.pictures import open_picture
 
@@ -57,6 +57,20 @@ def as_shown(item: Item, modalities: Sequence[str], fused: bool = True) -> Item:
     return replace(item, images=item.pictures, video=())
 
 
+def refuse_parts(item: Item, modalities: Sequence[str], fused: bool = True) -> None:
+    """Raise ModelError for an item of a kind that the model does not read; arguments as `payload`."""
+    if not fused and item.images and (len(item.images) > 1 or item.text or item.instruction):
+        what = "several pictures" if len(item.images) > 1 else "a picture with a text or an instruction"
+        raise ModelError(
+            f"item {item.key[:12]} holds {what}, but this model has one encoder for text and one for pictures and cannot "
+            "read them together: give each its own item, or take a model that fuses them"
+        )
+    for kind, there in (("image", bool(item.images)), ("text", bool(item.text))):
+        if there and kind not in modalities:
+            what = {"image": "a picture", "text": "text"}[kind]
+            raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds {what}")
+
+
 def payload(
     item: Item,
     special: Iterable[str],
@@ -80,27 +94,24 @@ def payload(
     Raises:
         ModelError: a picture or a video that the model does not read, together what a dual encoder reads one by one, or a
             video whose frames differ in size.
+        BadMedia: a picture that cannot be decoded; names the item too.
     """
     whole, item = item, as_shown(item, modalities, fused)
-    if not fused and item.images and (len(item.images) > 1 or item.text or item.instruction):
-        what = "several pictures" if len(item.images) > 1 else "a picture with a text or an instruction"
-        raise ModelError(
-            f"item {item.key[:12]} holds {what}, but this model has one encoder for text and one for pictures and cannot "
-            "read them together: give each its own item, or take a model that fuses them"
-        )
-    if item.images and "image" not in modalities:
-        raise ModelError(f"this model reads {', '.join(modalities)} only, but item {item.key[:12]} holds a picture")
+    refuse_parts(item, modalities, fused)
     made: dict[str, Any] = {}
-    if item.images:
+    try:
         pictures = [show(picture) for picture in item.images]
+        frames = _frames(item, least) if item.video else []
+    except BadMedia as error:
+        raise BadMedia(f"{error} (in {whole.label})") from error
+    if pictures:
         made["image"] = pictures[0] if len(pictures) == 1 else pictures
     if item.video:
-        made["video"] = _frames(item, least)
+        made["video"] = frames
     text = words(item, special)
-    if text or whole.video:  # frames alone can be too many as well
-        text = cut(whole, text)
-    if text:
-        made["text"] = text
+    said = cut(whole, text) if text else ""
+    if said or not item.pictures:
+        made["text"] = said
     return made
 
 

@@ -20,6 +20,7 @@ from hardwon.models.card import pooling_of, save, write
 from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
 from hardwon.models.memory import Room
 from hardwon.models.precision import Precision
+from hardwon.models.preflight import decoding, refuse
 from hardwon.models.scorer import Pair
 
 
@@ -109,31 +110,37 @@ class Reranker:
         kinds = [(self.body.kind(query), self.body.kind(item)) for query, item in pairs]
         if len(set(kinds)) > 1:
             return in_turn(pairs, kinds, self.forward)
-        features = self.body.features([list(pair) for pair in pairs])
-        return self.body.model(features)["scores"].float().squeeze(-1)
+        rows = [list(pair) for pair in pairs]
+        features = self.body.features(rows)
+        with self.body.blaming(rows):
+            return self.body.model(features)["scores"].float().squeeze(-1)
 
     @torch.no_grad()
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
         """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once.
 
         Raises:
-            ModelError: a pair too large for memory; names it.
+            BadItems: items that cannot be used, before anything is computed; names them all.
+            ModelError: a pair that cannot be read together or is too large for memory; names it.
         """
+        items = [item for pair in pairs for item in pair]
+        refuse(self.body, items)
         place: dict[tuple[str, str], int] = {}
         keys = [(query.key, item.key) for query, item in pairs]
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
         made, room = np.zeros(len(distinct), dtype=np.float32), Room(ENCODE_TOKENS)
-        self.body.prepare(distinct, bool(progress))
-        with self.evaluating(), maybe_bar(progress, len(distinct), "pairs") as advance:
-            for chunk, odds in room.each(
-                range(len(distinct)),
-                [self.cost(pair) for pair in distinct],
-                lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
-                lambda n: self.name(distinct[n]),
-            ):
-                made[chunk] = odds
-                advance(len(chunk))
+        with decoding(self.body, items), self.evaluating():
+            self.body.prepare(distinct, bool(progress))
+            with maybe_bar(progress, len(distinct), "pairs") as advance:
+                for chunk, odds in room.each(
+                    range(len(distinct)),
+                    [self.cost(pair) for pair in distinct],
+                    lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
+                    lambda n: self.name(distinct[n]),
+                ):
+                    made[chunk] = odds
+                    advance(len(chunk))
         room.tell(f"memory ran out while scoring: went on with chunks of {room.tokens} tokens, which gives the same scores")
         return made[rows]
 

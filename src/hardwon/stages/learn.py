@@ -13,6 +13,8 @@ from rich.markup import escape
 from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
+from hardwon.distributed import World
+from hardwon.errors import OnError
 from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
@@ -23,13 +25,15 @@ from hardwon.progress import console
 from hardwon.search import Blend
 from hardwon.stages.base import Workspace
 from hardwon.training import Settings, align, train
+from hardwon.training.usable import ready
 
-OnError = Literal["raise", "skip"]
 
-
-def load_examples(workspace: Workspace, name: str, on_error: OnError, root: str = "") -> Sequence[Example]:
+def load_examples(
+    workspace: Workspace, name: str, on_error: OnError, root: str = "", max_bad_fraction: float = 0.01
+) -> Sequence[Example]:
     """Read a data set; bad rows that are gone on without are listed."""
-    dataset = read(workspace.path(name), root=workspace.path(root) if root else None, on_error=on_error)
+    home = workspace.path(root) if root else None
+    dataset = read(workspace.path(name), root=home, on_error=on_error, max_bad_fraction=max_bad_fraction)
     for row in dataset.bad[:10]:
         console().print(f"   [yellow]left out[/] {escape(str(row))}")
     if dataset.bad:
@@ -108,7 +112,7 @@ class Train:
         data: examples: any file that `hardwon.data.read` takes.
         loss: the objective.
         steps: updates.
-        settings: everything else about training.
+        settings: everything else about training; its `on_error` is also about rows that cannot be read.
         options: how the model is loaded: adapters, pooling, instruction, size of pictures, number format ...
         merge: work the adapter of `options.lora` into the weights that are saved; else the adapter alone is.
         task: what is trained; a "reranker" starts from an embedder's weights.
@@ -116,7 +120,6 @@ class Train:
         align: steps of projector alignment before the training; 0 for none.
         align_sources: data sets used for that; all if empty.
         root: folder that picture paths are relative to, if not the data file's.
-        on_error: "skip" goes on without bad rows.
     """
 
     out: str
@@ -132,7 +135,6 @@ class Train:
     align: int = 0
     align_sources: tuple[str, ...] = ()
     root: str = ""
-    on_error: OnError = "raise"
     kind: ClassVar[str] = "model"
     verb: ClassVar[str] = "train"
 
@@ -142,12 +144,14 @@ class Train:
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Train and save."""
-        examples = load_examples(workspace, self.data, self.on_error, self.root)
+        few = self.settings.max_bad_fraction
+        examples = load_examples(workspace, self.data, self.settings.on_error, self.root, few)
         show_pairs(examples)
         embedder = load_embedder(workspace, self.model, self.options)
         model: Embedder | Reranker = embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)
         checkpoints = draft.path / "checkpoint"
         if self.align and isinstance(model, Embedder) and not checkpoints.exists():
+            examples = ready(model, examples, self.settings, World.current()).examples
             align(model, tuple(examples), steps=self.align, sources=self.align_sources, seed=self.settings.seed)
         trained = train(
             model, examples, self.loss, steps=self.steps, settings=self.settings, out=draft.path, title=f"training {self.out}"

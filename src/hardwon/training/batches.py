@@ -4,7 +4,7 @@ The order depends on seed and epoch alone: never on workers, ranks or global ran
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,11 @@ class Batch:
     candidates: tuple[Item, ...]
     targets: KnownPairs
     number: int
+
+    @property
+    def encoded(self) -> int:
+        """How many distinct items a step encodes."""
+        return len({*self.queries, *self.candidates})
 
 
 def plan_epoch(sources: Sequence[str], size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -85,12 +90,14 @@ def draw(example: Example, negatives: int, rng: random.Random) -> Example:
     return Example(example.query, (*golds, *own), example.source, example.related)
 
 
-def with_strangers(example: Example, pool: Sequence[Item], count: int, rng: random.Random) -> Example:
-    """The example with up to `count` items of the pool that are not known to belong to it, as given negatives."""
+def with_strangers(
+    example: Example, pool: Sequence[Item], count: int, rng: random.Random, fits: Callable[[Item], bool] = lambda item: True
+) -> Example:
+    """The example with up to `count` items of the pool that fit and are not known to belong to it, as given negatives."""
     known = {c.item.content for c in example.candidates} | example.related
     found: dict[str, Candidate] = {}
     for item in rng.sample(pool, min(len(pool), 2 * count)):
-        if len(found) < count and item.content not in known:
+        if len(found) < count and item.content not in known and fits(item):
             found.setdefault(item.content, Candidate(item))
     return example.adding(found.values())
 
@@ -174,6 +181,11 @@ class ListBatch:
     targets: Targets
     keys: tuple[str, ...]
     number: int
+
+    @property
+    def encoded(self) -> int:
+        """How many pairs a step scores."""
+        return len(self.pairs)
 
 
 def listed(examples: Sequence[Example], number: int) -> ListBatch:

@@ -10,12 +10,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from hardwon.errors import Diverged, RecipeError, unknown
+from hardwon.errors import Diverged, OnError, RecipeError, unknown
 from hardwon.losses import FalseNegatives
 from hardwon.models.body import trainable
 from hardwon.models.precision import Precision, computed_in
 from hardwon.training.objective import LearnedTemperature
 from hardwon.training.step import Memory
+from hardwon.training.trackers import check_names
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,18 @@ class Settings:
         widths: Matryoshka: the loss also counts on the first so many components of each vector.
         temperature: learn the loss's temperature; it is fixed if None.
         report_every: steps between two gradient reports in the log; 0 for none.
+        track: trackers that show the metrics: "tensorboard" (files in `out/tensorboard`; pip install 'hardwon[track]'),
+            "trackio", "wandb" (pip install them by these names). Where those two send them, if anywhere, their own environment
+            variables say.
         freeze: parts that are not trained; see `Embedder.freeze`.
         dropout: False switches dropout off, which suits short trainings.
         precision: "fp32", "bf16" to compute in bfloat16 where that is safe (scores and losses stay in float32), or "auto" for
             the faster of the two on this machine (on that of the first process, if there are several).
         memory: what a step may hold.
+        on_error: about items that cannot be used (a damaged picture, something that the model does not read), which are
+            looked for before the first step: "raise" names them all; "skip" goes on without them and lists them. An example
+            goes if its query or every gold is bad; another candidate goes alone.
+        max_bad_fraction: with "skip", the share of the examples (0 to 1) above which training fails all the same.
         seed: of order, draws and dropout.
     """
 
@@ -56,15 +64,22 @@ class Settings:
     widths: tuple[int, ...] = ()
     temperature: LearnedTemperature | None = None
     report_every: int = 0
+    track: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     dropout: bool = False
     precision: Precision = "fp32"
     memory: Memory = field(default_factory=Memory)
+    on_error: OnError = "raise"
+    max_bad_fraction: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise RecipeError(unknown("precision", self.precision, get_args(Precision)))
+        for name, valid in (("precision", get_args(Precision)), ("on_error", get_args(OnError))):
+            if getattr(self, name) not in valid:
+                raise RecipeError(unknown(name, getattr(self, name), valid))
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise RecipeError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
+        check_names(self.track)
         for name in ("batch_size", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -81,13 +96,15 @@ class Step:
         loss: of the batch, before the update.
         norm: of the gradient, before clipping.
         rate: learning rate as a share of its peak.
-        seconds: since the previous update.
+        items: distinct items that were encoded for it, queries and candidates; for a reranker, pairs that were scored.
+        seconds: it took, from asking for the batch on; what the caller does between two updates does not count.
     """
 
     number: int
     loss: float
     norm: float
     rate: float
+    items: int
     seconds: float
 
 
@@ -134,7 +151,7 @@ def fit(
     Args:
         model: an `Embedder` or `Reranker`.
         steps: of the whole training, for the schedule.
-        batches: each with a `number`.
+        batches: each with a `number` and what it comes to, `encoded`.
         gradient: adds a batch's gradient to the weights and returns its loss.
         optimizer: made by `optimizer_for`.
         settings: see there.
@@ -157,9 +174,9 @@ def fit(
             raise Diverged(f"the gradient's norm is {norm}", batch.number, batch_keys(batch), "Lower the learning rate.")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        now = time.perf_counter()
-        yield Step(batch.number, float(loss), norm, rate, now - clock)
-        clock = now
+        value = float(loss)  # waits for the device
+        yield Step(batch.number, value, norm, rate, batch.encoded, time.perf_counter() - clock)
+        clock = time.perf_counter()
 
 
 def batch_keys(batch: Any) -> list[str]:

@@ -1,6 +1,5 @@
 """`train`: a model, examples and a loss; the same for embedders and rerankers."""
 
-import json
 import math
 import signal
 import threading
@@ -20,13 +19,17 @@ from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, Reranker
 from hardwon.models.memory import checkpointed
 from hardwon.models.precision import computed_in
+from hardwon.models.preflight import refusal
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
 from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
-from hardwon.training.loop import Settings, Step, fit, optimizer_for, without_dropout
+from hardwon.training.log import Row, in_words, metrics_log, step_row
+from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
 from hardwon.training.step import embedder_step, reranker_step
+from hardwon.training.trackers import check_usable
+from hardwon.training.usable import ready
 
 Model = TypeVar("Model", bound=Embedder | Reranker)
 SAVE_EVERY_S = 30.0
@@ -46,7 +49,8 @@ def train(
     """Train a model in place and return it.
 
     With `out`, progress is written to `out/metrics.jsonl` and checkpoints to `out/checkpoint`, from which an interrupted run
-    with the same arguments goes on: losses and weights are those of an undisturbed run.
+    with the same arguments goes on: losses and weights are those of an undisturbed run. `settings.track` names trackers that
+    show the metrics as well.
 
     Args:
         model: an `Embedder` learns from in-batch and its examples' own negatives, a `Reranker` from the latter alone.
@@ -60,24 +64,22 @@ def train(
 
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
+        BadItems: items that cannot be used, before the first step; `settings.on_error` can leave them out instead.
         Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+        MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
+    check_usable(settings.track, out)
     settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
     if not settings.dropout:
         without_dropout(model.module)
-    _prepare(model, examples, world)
-    objective = Objective(
-        loss,
-        rules=settings.false_negatives,
-        widths=settings.widths,
-        temperature=settings.temperature,
-        device=model.body.model.device,
-    )
+    found = ready(model, examples, settings, world)
+    _check(model, found.examples, steps, settings)  # again: what is left must do
+    objective = _objective(loss, settings, model.body.model.device)
     optimizer = optimizer_for(model.module, settings, objective.log_temperature)
     parameters = _parameters(model, objective)
     with torch.random.fork_rng():
@@ -85,11 +87,14 @@ def train(
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
+        track = settings.track if world.first else ()
         checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
-        with checkpointing, _log(plan.out, start) as log:
+        with checkpointing, metrics_log(plan.out, start, title, track) as log:
             for problem in damaged:
                 log({"event": "damaged checkpoint passed over", "problem": problem})
-            _run(model, examples, objective, plan, optimizer, log)
+            for bad in found.left_out if start == 0 else ():
+                log({"event": "left out", "problem": str(bad)})
+            _run(model, found.examples, objective, plan, optimizer, log)
     model.module.eval()
     return model
 
@@ -116,18 +121,14 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
     return replace(settings, precision="bf16" if agreed else "fp32")
 
 
-def _prepare(model: Any, examples: Sequence[Example], world: World) -> None:
-    """Features of frozen towers: the first process makes them, the others find them in the cache."""
-    if isinstance(model, Reranker):
-        rows = [(e.query, c.item) for e in examples for c in e.candidates]
-    else:
-        rows = [(item,) for e in examples for item in (e.query, *(c.item for c in e.candidates))]
-    for turn in (True, False):
-        if world.first == turn:
-            if not world.first and model.body.vision is not None:
-                model.body.vision.store.look()
-            model.body.prepare(rows, progress=world.first)
-        world.wait()
+def _objective(loss: Loss, settings: Settings, device: torch.device) -> Objective:
+    return Objective(
+        loss,
+        rules=settings.false_negatives,
+        widths=settings.widths,
+        temperature=settings.temperature,
+        device=device,
+    )
 
 
 def _parameters(model: Any, objective: Objective) -> dict[str, Any]:
@@ -156,12 +157,12 @@ def _run(
     objective: Objective,
     plan: _Plan,
     optimizer: torch.optim.Optimizer,
-    log: Callable[[dict], None],
+    log: Callable[[Row], None],
 ) -> None:
     settings, world, saved = plan.settings, plan.world, time.monotonic()
     take: Any = reranker_step if isinstance(model, Reranker) else embedder_step
     stream: Iterator[Any] = (
-        _lists(examples, plan)
+        _lists(model, examples, plan)
         if isinstance(model, Reranker)
         else batches(
             examples,
@@ -191,8 +192,9 @@ def _run(
         advance(plan.start)
         for step in updates:
             done = step.number + 1
-            log(_row(step) | ({} if objective.temperature is None else {"temperature": round(objective.temperature, 6)}))
-            advance(1, f"loss {step.loss:.3f}")
+            row = step_row(step, settings, model.body.model.device, objective.temperature)
+            log(row)
+            advance(1, in_words(row))
             if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
                 log({"step": done, "validation": plan.validate[1]()})
                 model.body.train()
@@ -205,18 +207,12 @@ def _run(
                 raise KeyboardInterrupt
 
 
-def _row(step: Step) -> dict[str, Any]:
-    return {
-        "step": step.number + 1,
-        "loss": round(step.loss, 6),
-        "gradient_norm": round(step.norm, 6),
-        "rate": round(step.rate, 6),
-        "seconds": round(step.seconds, 3),
-    }
-
-
-def _lists(examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
+def _lists(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
     """Batches of lists for a reranker; only examples with negatives of their own take part."""
+
+    def room_for(query: Item) -> Callable[[Item], bool]:
+        return lambda item: not refusal(model.body, (query, item))
+
     settings = plan.settings
     usable = [example for example in examples if example.negatives]
     pools: dict[str, list[Item]] = {}
@@ -232,7 +228,8 @@ def _lists(examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
                 for n in rows:
                     rng = generator(settings.seed, "list", epoch, n)
                     drawn = draw(usable[n], settings.negatives, rng)
-                    made.append(with_strangers(drawn, pools[drawn.source], settings.random_negatives, rng))
+                    pool, fits = pools[drawn.source], room_for(drawn.query)
+                    made.append(with_strangers(drawn, pool, settings.random_negatives, rng, fits))
                 yield listed(made, number)
             number += 1
         epoch += 1
@@ -260,25 +257,3 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _log(out: Path | None, start: int) -> Iterator[Callable[[dict], None]]:
-    """Append JSON lines to `metrics.jsonl`; rows after the step that a run goes on from are dropped first."""
-    if out is None:
-        yield lambda row: None
-        return
-    path = out / "metrics.jsonl"
-    kept = []
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [row for row in rows if row.get("step", 0) <= start]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-
-        def log(row: dict) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-
-        yield log
