@@ -1,5 +1,8 @@
 """Items with a video: shown as one where the model reads video, else as pictures in order."""
 
+import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +100,15 @@ class TestReader:
         else:  # frames are read by twos
             truth = made[1]
         np.testing.assert_allclose(made[0], truth, atol=1e-6)
+
+    def test_a_tokenizer_that_was_saved_with_a_length(self, reader, frames, tmp_path):
+        """As sentence-transformers saves one that has been used; the length of a video is asked for all the same."""
+        folder = Path(shutil.copytree(reader.folder, tmp_path / "model"))
+        kept = json.loads((folder / "tokenizer.json").read_text())
+        kept["truncation"] = {"direction": "Right", "max_length": 256, "strategy": "LongestFirst", "stride": 0}
+        (folder / "tokenizer.json").write_text(json.dumps(kept))
+        item = Item(video=frames[:6])
+        assert Embedder.load(folder, device="cpu").cost(item) == reader.ours.cost(item)
 
     def test_every_frame_and_the_order_of_frames_count(self, reader, frames):
         whole = reader.ours.encode([Item(video=frames)])[0]

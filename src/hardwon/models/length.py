@@ -155,7 +155,7 @@ class VideoTokens:
         return None
 
     def _tokens(self, parts: dict[str, Any]) -> int:
-        made = self.model.preprocess([parts], processing_kwargs={"text": {"truncation": False}})
+        made = self.model.preprocess([parts], processing_kwargs={"text": {"truncation": False, "max_length": None}})
         return len(made["input_ids"][0])
 
 

@@ -32,7 +32,7 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
         settle_vectors(model, path, options.pooling)
     _settle_length(model, path)
     settle_filling(model)
-    _settle_frames(model)
+    settle_frames(model)
     if (options.attention or "").startswith("flash") and "message" in model.modalities:
         model[0].unpad_inputs = False  # multimodal models find their pictures by rows of a batch
     _settle_instruction(model, options.instruction)
@@ -195,7 +195,7 @@ def settle_filling(model: Any) -> None:
         model[0].processing_kwargs = kept | {"text": {**kept.get("text", {}), "padding": "max_length"}}
 
 
-def _settle_frames(model: Any) -> None:
+def settle_frames(model: Any) -> None:
     """Every frame of a video is seen: some processors keep two of a second by default and believe in 24 of them.
 
     Measured: of 18 frames Qwen3-VL saw four. Saved with the model, so that sentence-transformers does the same.

@@ -1,4 +1,4 @@
-"""What the doctor shows to a model: texts and pictures made here, the same ones every time."""
+"""What the doctor shows to a model: texts, pictures and videos made here, the same ones every time."""
 
 import io
 from collections.abc import Sequence
@@ -75,6 +75,16 @@ def fused_probes() -> list[Probe]:
     ]
 
 
+def video_probes() -> list[Probe]:
+    """A video of ten frames, forwards, and backwards with a text: for models that read videos as such."""
+    whole = shades(112, 112, turn=1)
+    frames = tuple(encoded(whole.crop((n, n, n + 64, n + 64))) for n in range(0, 50, 5))
+    return [
+        Probe("a video", Item(video=frames)),
+        Probe("the video backwards and text", Item("what happens", video=frames[::-1])),
+    ]
+
+
 def long_probes(length: int, pictures: bool) -> list[Probe]:
     """Texts of at least twice `length` tokens, alone and beside a picture if `pictures`."""
     text = " ".join(WORDS[n % len(WORDS)] for n in range(2 * length))
@@ -98,6 +108,7 @@ def short_probes(body: Body) -> tuple[list[Probe], list[str]]:
     made += picture_probes()
     if body.fused and "text" in body.modalities:
         made += fused_probes()
+        made += video_probes() if "video" in body.modalities else []
     else:
         notes.append("It reads texts and pictures one by one: probes that hold both, or several pictures, are left out.")
     return made, notes
