@@ -87,13 +87,9 @@ def train(
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
-        track = settings.track if world.first else ()
         checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
-        with checkpointing, metrics_log(plan.out, start, title, track) as log:
-            for problem in damaged:
-                log({"event": "damaged checkpoint passed over", "problem": problem})
-            for bad in found.left_out if start == 0 else ():
-                log({"event": "left out", "problem": str(bad)})
+        with checkpointing, metrics_log(plan.out, start, title, settings.track if world.first else ()) as log:
+            _note(log, damaged, found.left_out if start == 0 else ())
             _run(model, found.examples, objective, plan, optimizer, log)
     model.module.eval()
     return model
@@ -119,6 +115,12 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
     lower = world.first and computed_in("auto", device.type) == "bf16"
     agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
     return replace(settings, precision="bf16" if agreed else "fp32")
+
+
+def _note(log: Callable[[dict], None], damaged: Sequence[Any], left_out: Sequence[Any]) -> None:
+    for event, problems in (("damaged checkpoint passed over", damaged), ("left out", left_out)):
+        for problem in problems:
+            log({"event": event, "problem": str(problem)})
 
 
 def _objective(loss: Loss, settings: Settings, device: torch.device) -> Objective:
