@@ -5,6 +5,18 @@ from hardwon.models.cached import CachedEncoder
 from hardwon.models.embedder import Embedder
 from hardwon.models.options import LoRA, Options
 from hardwon.models.reranker import Reranker
-from hardwon.models.scorer import Encoder, Pair, Scorer
+from hardwon.models.scorer import Encoder, Judgements, Pair, Scorer, YesNo, judgements
 
-__all__ = ["CachedEncoder", "Embedder", "Encoder", "LoRA", "Options", "Pair", "Reranker", "Scorer"]
+__all__ = [
+    "CachedEncoder",
+    "Embedder",
+    "Encoder",
+    "Judgements",
+    "LoRA",
+    "Options",
+    "Pair",
+    "Reranker",
+    "Scorer",
+    "YesNo",
+    "judgements",
+]

@@ -1,6 +1,7 @@
-"""The two things that one can ask of a model."""
+"""The things that one can ask of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,3 +42,45 @@ class Scorer(Protocol):
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
         """Relevance of each (query, candidate) pair, [n], float32; higher is more relevant."""
         ...
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What a judge says of some pairs, as it said it.
+
+    Attributes:
+        yes: logit of the answer Yes for each pair, [n], float32; NaN where there was no usable answer.
+        no: logit of the answer No.
+        problems: why there was no usable answer, by position; never a number that was made up instead.
+    """
+
+    yes: np.ndarray
+    no: np.ndarray
+    problems: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def odds(self) -> np.ndarray:
+        """Log-odds of Yes, [n]; their sigmoid is the softmax over the two logits."""
+        return self.yes - self.no
+
+
+@runtime_checkable
+class YesNo(Protocol):
+    """Answers Yes or No: does this candidate belong to this query?"""
+
+    @property
+    def fingerprint(self) -> str:
+        """As of an `Encoder`; also changes with the wording of the question."""
+        ...
+
+    def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
+        """Judgements of (query, candidate) pairs, in their order."""
+        ...
+
+
+def judgements(judge: YesNo | Scorer, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
+    """What a judge says; a scorer's log-odds are taken as the logit of Yes against 0 for No."""
+    if isinstance(judge, YesNo):
+        return judge.judge(pairs, progress=progress)
+    odds = judge.score_pairs(pairs, progress=progress)
+    return Judgements(odds, np.zeros_like(odds))
