@@ -23,6 +23,8 @@ from hardwon.losses import (
 from hardwon.losses.targets import NothingToCompare
 
 MODULE = importlib.import_module("hardwon.losses.blockwise")  # the package has a function of that name
+CONTRAST = importlib.import_module("hardwon.losses.contrast")
+REVERSE = importlib.import_module("hardwon.losses.reverse")
 
 LOSSES = [
     *(InfoNCE(0.05), InfoNCE(0.05, 9.0), InfoNCE(0.05, symmetric=True), InfoNCE(0.05, 9.0, True)),
@@ -192,6 +194,40 @@ def test_two_ranks_are_one(loss, vectors, together):
     assert off(whole, truth) < 1e-12
 
 
+SYMMETRIC = [loss for loss in LOSSES if "symmetric=True" in repr(loss)]
+
+
+@pytest.mark.parametrize("loss", SYMMETRIC, ids=repr)
+def test_columns_are_summed_with_their_maxima_as_without(loss, vectors, together, monkeypatch):
+    """The way for logits that leave no room for one exponential."""
+    monkeypatch.setattr(REVERSE, "WINDOW", 0.0)
+    monkeypatch.setattr(REVERSE.Windowed, "closed", None)
+    queries, candidates, targets = vectors(7, 11, seed=20)
+    truth, parts = naive(loss, queries, candidates, targets), (slice(0, 5), slice(5, 7))
+    for given_targets in (targets, known(targets)):
+        for rows in (2, None):
+            assert off(value_and_gradient(loss, queries, candidates, given_targets, rows=rows), truth) < 1e-12
+
+    def work(rank, ranks):
+        return value_and_gradient(loss, queries[parts[rank]], candidates, targets[parts[rank]], rows=3, ranks=ranks)
+
+    made = together(2, work)
+    whole = (made[0].value, torch.cat([m.queries for m in made]), made[0].candidates + made[1].candidates)
+    assert off(whole, truth) < 1e-12
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.015, 0.0142, 0.0138, 0.005])  # logits up to 71 go without maxima
+@pytest.mark.parametrize("far", [1.0, 3.0, 0.2])
+def test_no_logit_leaves_the_exponents_of_single_precision(temperature, far, vectors):
+    """Also where every cosine is -1, of which the exponential is the smallest."""
+    queries, candidates, targets = vectors(24, 40, seed=21, dtype=torch.float32, d=16)
+    queries[:3], candidates[:] = -candidates[:1], torch.cat([candidates[:1].expand(20, 16), candidates[20:]])
+    queries, loss = queries * far, InfoNCE(temperature, symmetric=True)
+    made = value_and_gradient(loss, queries, candidates, targets)
+    truth = naive(loss, queries.double(), candidates.double(), targets)
+    assert off(made, truth) < 5e-5
+
+
 @pytest.mark.parametrize("loss", [InfoNCE(0.05), InfoNCE(0.05, 9.0, True), JudgeAlignment(0.1)], ids=repr)
 def test_a_rank_may_be_without_queries(loss, vectors, together):
     queries, candidates, targets = vectors(3, 6, seed=8)
@@ -282,7 +318,7 @@ def total_score(scores, targets):
 
 @pytest.mark.parametrize("rows", [1, 3, None])
 def test_any_function_will_do_on_one_process(rows, vectors, monkeypatch):
-    monkeypatch.setattr(MODULE, "PIECE", 2)
+    monkeypatch.setattr(CONTRAST, "PIECE", 2)
     queries, candidates, targets = vectors(5, 8, seed=13)
     for function in (squared_error, total_score):
         made = value_and_gradient(function, queries, candidates, targets, rows=rows)
@@ -341,7 +377,7 @@ def test_no_more_rows_than_asked_exist_at_once(loss, sparse, vectors, monkeypatc
 @every_loss
 def test_a_block_may_be_worked_on_in_pieces(loss, vectors, monkeypatch):
     queries, candidates, targets = vectors(7, 11, seed=19)
-    monkeypatch.setattr(MODULE, "PIECE", 2 * 11)
+    monkeypatch.setattr(CONTRAST, "PIECE", 2 * 11)
     for given_targets in (targets, known(targets)):
         made = value_and_gradient(loss, queries, candidates, given_targets, rows=5)
         assert off(made, naive(loss, queries, candidates, targets)) < 1e-12

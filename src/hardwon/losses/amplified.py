@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hardwon.losses.contrast import ClosedForm, Golds, Known, negatives_of
+from hardwon.losses.contrast import ClosedForm, Golds, Known, hide_, negatives_of, pieces
 from hardwon.losses.targets import Composable, positive
 
 Kind = Literal["amplify", "hinge", "redistribute", "colder"]
@@ -69,42 +69,57 @@ class AmplifiedInfoNCE(ClosedForm, Composable):
         self, scores: Float[Tensor, "q c"], targets: Known, factor: float = 1.0
     ) -> tuple[Float[Tensor, " q"], Float[Tensor, "q c"]]:
         """Plain InfoNCE of each query and `factor` times the amplified gradient on the scores. Overwrites `scores`."""
-        slope = 1 / self.temperature
         golds = Golds.of(targets, scores.dtype)
         gold_scores = scores[golds.rows, golds.columns]
-        plain = negatives_of(scores.clone(), targets, slope, golds)
+        hide_(scores, targets, golds)
+        losses = scores.new_empty(len(scores))
+        for rows in pieces(scores):
+            mine, place = golds.some(rows)
+            losses[rows] = self._differentiate(scores[rows], mine, gold_scores[place], factor)
+        return losses, scores
+
+    def _differentiate(
+        self, scores: Float[Tensor, "q c"], golds: Golds, gold_scores: Float[Tensor, " n"], factor: float
+    ) -> Float[Tensor, " q"]:
+        """Plain InfoNCE of some queries. Their scores are replaced by `factor` times the amplified gradient on them."""
+        slope = 1 / self.temperature
+        plain = negatives_of(scores, slope, overwrite=False)
         margin = plain.log_mass[golds.rows, 0] - slope * gold_scores
         pull, sharp = torch.sigmoid(margin), plain
         if self.kind in ("redistribute", "colder"):
-            sharp = negatives_of(scores.clone(), targets, slope + self.alpha, golds)
+            sharp = negatives_of(scores, slope + self.alpha, overwrite=False)
         if self.kind == "colder":
             pull = torch.sigmoid(sharp.log_mass[golds.rows, 0] - (slope + self.alpha) * gold_scores)
-        shares = sharp.shares(torch.ones_like(sharp.mass))
-        gradient = None
-        for each, picked in golds.each():
-            rows, columns, pulled = each.rows, each.columns, pull[picked][:, None]
-            alone = len(rows) == len(golds.rows) == len(scores)  # one gold each, in order: nobody else needs these numbers
-            mine = (shares, scores) if alone else (shares[rows], scores[rows])
-            weights = self._amplified(*mine, gold_scores[picked][:, None], pulled)
-            total = weights.sum(dim=1, keepdim=True)
-            if self.cap:
-                weights, total = weights.div_(total.clamp_min(1)), total.clamp_max(1)
-            weights *= slope * factor * each.weight[:, None]
-            if alone:
-                gradient = weights
-            else:
-                gradient = torch.zeros_like(scores) if gradient is None else gradient
-                gradient[rows] += weights
-            gradient[rows, columns] -= slope * factor * each.weight * total[:, 0]
-        return golds.per_query(F.softplus(margin)), torch.zeros_like(scores) if gradient is None else gradient
+        most = slope * factor * golds.weight[:, None]
+        if golds.alone:
+            total = self._amplify(sharp.shares(most * pull[:, None]), scores, gold_scores[:, None], most)
+            scores[golds.rows, golds.columns] = -total
+        else:
+            shares, gradient = sharp.shares(torch.ones_like(sharp.mass)), torch.zeros_like(scores)
+            for each, picked in golds.each():
+                weights, mine = shares[each.rows] * (most * pull[:, None])[picked], scores[each.rows]
+                total = self._amplify(weights, mine, gold_scores[picked][:, None], most[picked])
+                gradient[each.rows] += mine
+                gradient[each.rows, each.columns] -= total
+            scores.copy_(gradient)
+        return golds.per_query(F.softplus(margin))
 
-    def _amplified(
-        self, shares: Float[Tensor, "q c"], scores: Float[Tensor, "q c"], gold: Float[Tensor, "q 1"], pull: Float[Tensor, "q 1"]
-    ) -> Float[Tensor, "q c"]:
-        """Each negative's weight: its share of the pull, times what its hardness adds. Overwrites both matrices."""
-        weights = shares.mul_(pull)
-        if self.kind == "amplify":
-            weights.addcmul_(weights, scores.sub_(gold).div_(self.width).sigmoid_(), value=self.alpha)
-        elif self.kind == "hinge":
-            weights.addcmul_(weights, scores.sub_(gold).div_(self.width).add_(1).clamp_(0, 1), value=self.alpha)
-        return weights
+    def _amplify(
+        self,
+        weights: Float[Tensor, "q c"],
+        scores: Float[Tensor, "q c"],
+        gold: Float[Tensor, "q 1"],
+        most: Float[Tensor, "q 1"],
+    ) -> Float[Tensor, " q"]:
+        """Add to each negative's weight what its hardness adds; in place of the scores. Gives each query's total."""
+        if self.kind in ("amplify", "hinge"):
+            hardness = torch.add(-gold / self.width, scores, alpha=1 / self.width, out=scores)
+            hardness = hardness.sigmoid_() if self.kind == "amplify" else hardness.add_(1).clamp_(0, 1)
+            torch.addcmul(weights, weights, hardness, value=self.alpha, out=scores)
+        else:
+            scores.copy_(weights)
+        total = scores.sum(dim=1, keepdim=True)
+        if self.cap:
+            scores.div_((total / most).clamp_min(1))
+            total = torch.minimum(total, most)
+        return total[:, 0]

@@ -11,16 +11,17 @@ depend on all queries are summed over the processes.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hardwon.losses.contrast import Golds, Known, hide_
+from hardwon.losses.contrast import Golds, Known, pieces
 from hardwon.losses.infonce import InfoNCE
+from hardwon.losses.ranks import Alone, Ranks
+from hardwon.losses.reverse import Reverse, Windowed
 from hardwon.losses.rules import FalseNegatives
 from hardwon.losses.soft import JudgeAlignment
 from hardwon.losses.targets import KnownPairs, Loss, NothingToCompare, Targets, UnusableRows, check, exact, parts_of
@@ -28,31 +29,6 @@ from hardwon.losses.targets import KnownPairs, Loss, NothingToCompare, Targets, 
 # Rows of a block at most. Thin matrix products spend their time on moving the large operand; with more rows than these, block
 # and gradients together would be more than 0.7 of the whole matrix at 4,096 pairs of width 1,024.
 MOST = 768
-# Scores that are worked on at once on a CPU: fewer, and starting each operation costs more than the cache gains (measured).
-PIECE = 1 << 19
-
-
-@runtime_checkable
-class Ranks(Protocol):
-    """What the processes tell each other; `hardwon.distributed.World` is one."""
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
-        ...
-
-    def largest(self, tensor: Tensor) -> Tensor:
-        """The elementwise maximum over all processes."""
-        ...
-
-
-class Alone:
-    """One process."""
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Itself."""
-        return tensor
-
-    largest = sum
 
 
 class Gradients(NamedTuple):
@@ -161,22 +137,23 @@ class _Work:
         if not self.by_rows and float(total) != len(self.queries):
             raise ValueError(f"on several processes a loss must be one of hardwon.losses or a sum of them, got {self.loss!r}")
         self.step = self.rows or _even(len(self.queries)) if self.by_rows else len(self.queries)
-        # Smallest and largest instead of every number's verdict: that would be a copy of the vectors.
-        ends = [end for side in (self.queries, self.candidates) if side.numel() for end in torch.aminmax(side)]
-        self.finite = bool(torch.isfinite(torch.stack(ends)).all()) if ends else True
+        # Lengths instead of every number's verdict: that would be a copy of the vectors.
+        self.longest = [x.norm(dim=1).amax() if x.numel() else x.new_zeros(()) for x in (self.queries, self.candidates)]
+        self.finite = bool(torch.isfinite(torch.stack(self.longest)).all())
         self.total = float(total)
         self.sparse = self.rules is None and all(hasattr(part, "closed") for _, part in self.parts)
         reverses = self._reverses()
         value = self.queries.new_zeros(())
         of_queries = torch.empty_like(self.queries)
-        of_candidates = torch.zeros_like(self.candidates)
+        of_candidates: Tensor | None = None
         comparable = self.queries.new_zeros(())
         for rows, scores, targets in self._blocks():
             comparable += _comparable(targets)
             for piece in self._pieces(scores):
                 value += self._differentiate(scores[piece], _some(targets, piece), reverses)
             torch.mm(scores, self.candidates, out=of_queries[rows])  # the scores are their own gradient now
-            of_candidates.addmm_(scores.T, self.queries[rows])
+            mine = self.queries[rows]
+            of_candidates = scores.T @ mine if of_candidates is None else of_candidates.addmm_(scores.T, mine)
         contrasting = any(hasattr(part, "per_query") and not isinstance(part, JudgeAlignment) for _, part in self.parts)
         if contrasting and not float(self.ranks.sum(comparable)):
             raise NothingToCompare(range(len(self.queries)))
@@ -185,7 +162,7 @@ class _Work:
             value = value + reverse.value
         if self.by_rows and not bool(torch.isfinite(value)):
             raise UnusableRows("scores or grades overflow", range(len(self.queries)))
-        return Gradients(value, of_queries, of_candidates)
+        return Gradients(value, of_queries, torch.zeros_like(self.candidates) if of_candidates is None else of_candidates)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor, Known]]:
         buffer = self.queries.new_empty(min(self.step, len(self.queries)), len(self.candidates))
@@ -208,33 +185,29 @@ class _Work:
         return best
 
     def _pieces(self, scores: Tensor) -> Iterator[slice]:
-        """Rows of a block that fit the processor's cache: what happens to each score happens there."""
-        rows = max(PIECE // max(scores.shape[1], 1), 1) if self.by_rows and scores.device.type == "cpu" else len(scores)
-        for start in range(0, len(scores), max(rows, 1)):
-            yield slice(start, min(start + rows, len(scores)))
+        """Rows of a block that are differentiated together: few where that needs copies of the scores."""
+        in_place = not self.by_rows or (len(self.parts) == 1 and hasattr(self.parts[0][1], "closed"))
+        return iter([slice(None)]) if in_place else pieces(scores)
 
-    def _differentiate(
-        self, scores: Float[Tensor, "q c"], targets: Known, reverses: "dict[int, _Reverse]"
-    ) -> Float[Tensor, ""]:
+    def _differentiate(self, scores: Float[Tensor, "q c"], targets: Known, reverses: dict[int, Reverse]) -> Float[Tensor, ""]:
         """These queries' share of the value. The scores are replaced by the gradient on them."""
         value, gradient = scores.new_zeros(()), None
         for n, (weight, part) in enumerate(self.parts):
-            reverse, last = reverses.get(n), n == len(self.parts) - 1
-            back = reverse.gradient(scores, targets) if reverse else None
-            # A part that is computed row by row gives a sum, an unknown function its own mean.
-            factor = weight * (0.5 if reverse else 1.0) / (self.total if hasattr(part, "per_query") else 1)
-            here, slope = _part(part, scores if last else scores.clone(), targets, factor)
+            mine = scores if n == len(self.parts) - 1 else scores.clone()
+            if n in reverses:
+                here, slope = reverses[n].closed(mine, targets, self.total)
+            else:
+                # A part that is computed row by row gives a sum, an unknown function its own mean.
+                here, slope = _part(part, mine, targets, weight / (self.total if hasattr(part, "per_query") else 1))
             value += here
-            if back is not None:
-                slope += back
             gradient = slope if gradient is None else gradient.add_(slope)
         if gradient is not None and gradient is not scores:
             scores.copy_(gradient)
         return value
 
-    def _reverses(self) -> "dict[int, _Reverse]":
+    def _reverses(self) -> dict[int, Reverse]:
         found = {
-            n: _Reverse(part, weight / 2, self.queries.new_zeros(len(self.candidates)))
+            n: self._reverse(part, weight)
             for n, (weight, part) in enumerate(self.parts)
             if isinstance(part, InfoNCE) and part.symmetric
         }
@@ -247,6 +220,10 @@ class _Work:
             for reverse in found.values():
                 reverse.finish(self.ranks)
         return found
+
+    def _reverse(self, part: InfoNCE, weight: float) -> Reverse:
+        bound = float(self.ranks.largest(self.longest[0]) * self.longest[1])
+        return (Windowed if Windowed.fits(part, bound) else Reverse)(part, weight, self.candidates)
 
 
 def _even(count: int) -> int:
@@ -280,49 +257,3 @@ def _part(part: Any, scores: Tensor, targets: Known, factor: float) -> tuple[Ten
         value = (part.per_query(free, targets).sum() if hasattr(part, "per_query") else part(free, targets)) * factor
         (gradient,) = torch.autograd.grad(value, free)
     return value.detach(), gradient.contiguous()
-
-
-class _Reverse:
-    """The direction candidate -> query of a symmetric InfoNCE: softmaxes over columns, put together from blocks of rows."""
-
-    def __init__(self, loss: InfoNCE, weight: float, empty: Float[Tensor, " c"]):
-        self.weight, self.slope = weight, 1 / loss.temperature
-        self.scale = self.slope + loss.hardness
-        self.top, self.mass = torch.full_like(empty, -torch.inf), empty.clone()
-        # (column, logit) of every gold pair of this process; it may be one without queries
-        self.golds = [(torch.empty(0, dtype=torch.long, device=empty.device), empty[:0])]
-
-    def add(self, scores: Float[Tensor, "q c"], targets: Known) -> None:
-        """Count the scores of some queries. Overwrites them."""
-        golds = Golds.of(targets, scores.dtype)
-        self.golds.append((golds.columns, scores[golds.rows, golds.columns] * self.slope))
-        top = torch.maximum(self.top, hide_(scores, targets, golds).amax(dim=0) * self.scale)
-        shift = torch.where(top > -torch.inf, top, 0)
-        terms = torch.add(-shift, scores, alpha=self.scale, out=scores).exp_()
-        self.mass.mul_((self.top - shift).exp()).add_(terms.sum(dim=0))
-        self.top = top
-
-    def finish(self, ranks: Ranks) -> None:
-        top = ranks.largest(self.top)
-        shift = torch.where(top > -torch.inf, top, 0)
-        mass = ranks.sum(self.mass * (self.top - shift).exp())
-        self.log_mass = mass.log() + shift
-        columns, logits = (torch.cat(list(parts)) for parts in zip(*self.golds, strict=True))
-        count = ranks.sum(torch.zeros_like(mass).index_add_(0, columns, torch.ones_like(logits)))
-        asked = float((count > 0).sum())
-        margin, share = self.log_mass[columns] - logits, 1 / count[columns]
-        self.factor = self.weight / asked
-        self.value = ranks.sum((F.softplus(margin) * share).sum() * self.factor)
-        pull = ranks.sum(torch.zeros_like(mass).index_add_(0, columns, torch.sigmoid(margin) * share))
-        # exp(offset + logit) is the weight of a negative: its column's softmax times the pull on all golds of the column.
-        offset = (pull * self.factor * self.slope).log() - self.log_mass
-        self.offset = torch.where((mass > 0) & (pull > 0), offset, -torch.inf)
-        self.count = count
-
-    def gradient(self, scores: Float[Tensor, "q c"], targets: Known) -> Float[Tensor, "q c"]:
-        golds = Golds.of(targets, scores.dtype)
-        rows, columns = golds.rows, golds.columns
-        margin = self.log_mass[columns] - scores[rows, columns] * self.slope
-        gradient = hide_(torch.add(self.offset, scores, alpha=self.scale), targets, golds).exp_()
-        gradient[rows, columns] = -self.slope * self.factor * torch.sigmoid(margin) / self.count[columns]
-        return gradient

@@ -4,6 +4,7 @@ Every contrastive objective here has the gradient (Pbar - Target) / temperature 
 instead of as a graph: it is shorter, exact where the loss is almost zero, and needs no memory beside the scores.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,6 +18,19 @@ from torch.autograd.function import once_differentiable
 from hardwon.losses.targets import KnownPairs, Targets, check, check_contrast, exact
 
 Known = Targets | KnownPairs
+# To the base 2, since torch's exp2 is up to three times as fast as its exp (0.16 against 0.44 ns a number with AVX-512).
+LOG2_E = 1 / math.log(2)
+
+
+# Scores that are worked on at once on a CPU: fewer, and starting each operation costs more than the cache gains (measured).
+PIECE = 1 << 19
+
+
+def pieces(scores: Float[Tensor, "q c"]) -> Iterator[slice]:
+    """Rows that fit the processor's cache: what happens to each score happens there."""
+    rows = max(PIECE // max(scores.shape[1], 1), 1) if scores.device.type == "cpu" else max(len(scores), 1)
+    for start in range(0, len(scores), rows):
+        yield slice(start, min(start + rows, len(scores)))
 
 
 class Negatives(NamedTuple):
@@ -37,13 +51,17 @@ class Negatives(NamedTuple):
         return self.terms.mul_(row_total / self.mass.clamp_min(torch.finfo(self.mass.dtype).tiny))
 
 
-def negatives_of(scores: Float[Tensor, "q c"], targets: Known, scale: float, golds: "Golds") -> Negatives:
-    """The softmax of scale x score over negatives. Overwrites `scores`."""
-    top = hide_(scores, targets, golds).amax(dim=1, keepdim=True) * scale
-    top = torch.where(top > -torch.inf, top, 0)
-    terms = torch.add(-top, scores, alpha=scale, out=scores).exp_()
-    mass = terms.sum(dim=1, keepdim=True)
-    return Negatives(terms, mass, mass.log() + top)
+def negatives_of(scores: Float[Tensor, "q c"], scale: float, *, overwrite: bool = True) -> Negatives:
+    """The softmax of scale x score over what is not hidden (see `hide_`)."""
+    top, mass = scores.new_empty(2, len(scores), 1)
+    terms = scores if overwrite else torch.empty_like(scores)
+    for rows in pieces(scores):
+        some, shift = scores[rows], top[rows]
+        torch.amax(some, dim=1, keepdim=True, out=shift).mul_(scale * LOG2_E)
+        shift.masked_fill_(shift == -torch.inf, 0)
+        torch.add(-shift, some, alpha=scale * LOG2_E, out=terms[rows]).exp2_()
+        torch.sum(terms[rows], dim=1, keepdim=True, out=mass[rows])
+    return Negatives(terms, mass, (mass.log2() + top) / LOG2_E)
 
 
 def hide_(scores: Float[Tensor, "q c"], targets: Known, golds: "Golds") -> Float[Tensor, "q c"]:
@@ -81,6 +99,17 @@ class Golds(NamedTuple):
         count = torch.bincount(rows, minlength=len(targets))
         return cls(rows, columns, 1 / count[rows].to(dtype), count)
 
+    @property
+    def alone(self) -> bool:
+        """Whether every query has exactly one."""
+        return bool((self.per_row == 1).all())
+
+    def some(self, rows: slice) -> tuple["Golds", slice]:
+        """Those of some queries, and where they stand among all."""
+        before, here = int(self.per_row[: rows.start].sum()), int(self.per_row[rows].sum())
+        place = slice(before, before + here)
+        return Golds(self.rows[place] - rows.start, self.columns[place], self.weight[place], self.per_row[rows]), place
+
     def per_query(self, values: Float[Tensor, " n"]) -> Float[Tensor, " q"]:
         """The weighted mean of a number per gold pair."""
         return values.new_zeros(len(self.per_row)).index_add_(0, self.rows, values * self.weight)
@@ -106,7 +135,7 @@ def cross_entropy(
     """
     golds = Golds.of(targets, scores.dtype)
     logits = scores[golds.rows, golds.columns] * slope
-    negatives = negatives_of(scores, targets, scale, golds)
+    negatives = negatives_of(hide_(scores, targets, golds), scale)
     # log(exp(gold) + sum of negatives) - gold, for every gold on its own: softplus keeps digits when the loss is small.
     margin = negatives.log_mass[golds.rows, 0] - logits
     pull = torch.sigmoid(margin)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hardwon.losses.contrast import ClosedForm, Golds, Known, hide_
+from hardwon.losses.contrast import ClosedForm, Golds, Known, hide_, pieces
 from hardwon.losses.targets import Composable, positive
 
 
@@ -63,6 +63,10 @@ class TopKInfoNCE(ClosedForm, Composable):
         """Scores and columns of the k hardest negatives; -inf where there are fewer. Overwrites `scores`."""
         own = scores[golds.rows, golds.columns]
         best = scores.new_full((len(scores),), -torch.inf).scatter_reduce_(0, golds.rows, own, "amax")
-        left = hide_(scores, targets, golds).masked_fill_(scores > best[:, None] + self.beta, -torch.inf)
-        found = left.topk(min(self.k, left.shape[1]), dim=1)
-        return found.values, found.indices
+        hide_(scores, targets, golds)
+        k = min(self.k, scores.shape[1])
+        values, places = scores.new_empty(len(scores), k), torch.empty(len(scores), k, dtype=torch.long, device=scores.device)
+        for rows in pieces(scores):
+            left = scores[rows].masked_fill_(scores[rows] > best[rows, None] + self.beta, -torch.inf)
+            torch.topk(left, k, dim=1, out=(values[rows], places[rows]))
+        return values, places
