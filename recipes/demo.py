@@ -13,6 +13,7 @@ from hardwon.training import Settings
 FROZEN = ("vision", "words")
 FAST = (("multi_modal_projector", 2e-3),)
 CAPTIONS = ("text_to_image", "image_to_text")
+APPLE, ASTRONAUT = "red-apple", "man-astronaut"  # the report searches with these
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Scale:
     depth: int
     min_auc: float = 0.8
     concepts: int | None = None
+    calibrated: int = 600
+    reranked: int = 3
 
 
 def recipe() -> tuple[Stage, ...]:
@@ -52,6 +55,8 @@ def quick() -> tuple[Stage, ...]:
             depth=3,
             min_auc=0.55,
             concepts=200,
+            calibrated=150,
+            reranked=2,
         )
     )
 
@@ -60,7 +65,9 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
     hard = InfoNCE(temperature=0.03, hardness=9.0)
     base = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4)
     return (
-        SampleData("data", collages=scale.collages, queries=scale.queries, concepts=scale.concepts),
+        SampleData(
+            "data", collages=scale.collages, queries=scale.queries, concepts=scale.concepts, including=(APPLE, ASTRONAUT)
+        ),
         Backbone("base"),
         Train(
             "round1",
@@ -97,6 +104,7 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             data="data/train.jsonl",
             judge="reranker/model",
             calibrate="data/val.jsonl",
+            calibrate_on=scale.calibrated,
             settings=Mining(
                 depth=scale.depth,
                 keep=4,
@@ -134,7 +142,7 @@ def evaluations(scale: Scale) -> tuple[Stage, ...]:
             benchmark="data/mmeb-small",
             label="round 2 + reranker",
             rerank="reranker/model",
-            depth=3,
+            depth=scale.reranked,
             validation="data/mmeb-val",
         ),
     )
@@ -142,7 +150,7 @@ def evaluations(scale: Scale) -> tuple[Stage, ...]:
 
 def report() -> Stage:
     find = "Find a picture of this."
-    apple, astronaut = "data/pictures/noto/red-apple.png", "data/pictures/noto/man-astronaut.png"
+    apple, astronaut = (f"data/pictures/noto/{name}.png" for name in (APPLE, ASTRONAUT))
     return WriteReport(
         "report",
         title="hardwon demo",

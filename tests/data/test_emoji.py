@@ -14,7 +14,7 @@ from PIL import Image
 from hardwon.data import emoji, read
 from hardwon.data.emoji import catalogue
 from hardwon.data.emoji.catalogue import FAR, TONES, family_of, split_of
-from hardwon.errors import MissingExtra
+from hardwon.errors import MissingExtra, RecipeError
 from hardwon.evaluation import read_benchmark
 
 WORDS = ["".join(letters) for letters in itertools.product("bdfkl", "aeiou", "nprst", "aeiou")]  # "bana", "bane" ...
@@ -100,11 +100,11 @@ def assets(tmp_path_factory):
 def build(assets, tmp_path_factory):
     pytest.importorskip("resvg_py")
 
-    def make(seed=0):
+    def make(seed=0, concepts=None):
         folder = tmp_path_factory.mktemp("emoji")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(emoji, "fetch", lambda names, cache, say: {name: assets[name] for name in names})
-            counts = emoji.build(folder, collages=6, queries=12, seed=seed)
+            counts = emoji.build(folder, emoji.Size(collages=6, queries=12, concepts=concepts), seed=seed)
         return folder, counts
 
     return make
@@ -419,6 +419,17 @@ def test_fewer_concepts_are_whole_families_of_the_same_ones(concepts, tmp_path):
     families = {c.family for c in some.of("train")}
     assert [c for c in world.of("train") if c.family in families] == some.of("train")
     assert some.of("test", "val", "far") == world.of("test", "val", "far")
+    left_out = next(c for c in world.of("train") if c.family not in families)
+    assert left_out in world.with_some("train", 5, [left_out.slug]).of("train")
+    assert some.of("train") == world.with_some("train", 5, ["no such picture"]).of("train")
+
+
+def test_only_what_is_used_is_drawn(build):
+    folder, counts = build(concepts=16)
+    drawn = {path.stem for path in (folder / "pictures/noto").glob("*.png")}
+    assert len(drawn) == counts["kept"] < counts["concepts"]
+    with pytest.raises(RecipeError, match="concepts must be at least 16, or None for all, got 4"):
+        emoji.Size(concepts=4)
 
 
 def test_drawing_without_the_extra_says_what_to_install(monkeypatch, tmp_path):

@@ -56,6 +56,9 @@ def test_a_large_set_is_sampled_and_the_sample_is_the_same_every_time():
     second = Blend.fit(FakeEncoder("noise"), other, examples(EXAMPLES + 200), depth=2)
     assert one.asked <= EXAMPLES * (1 + 2 + 1)
     assert (first.bias, first.of_cosine, first.of_odds) == (second.bias, second.of_cosine, second.of_odds)
+    few = Knows()
+    Blend.fit(FakeEncoder("noise"), few, examples(60), depth=2, most=10)
+    assert 10 * (1 + 2) <= few.asked <= 10 * (1 + 2 + 1)
 
 
 def test_the_fingerprint_names_both_models_and_the_weights():

@@ -43,16 +43,25 @@ class Blend:
         return f"blend:{self.encoder.fingerprint}:{self.reranker.fingerprint}:{weights}"
 
     @classmethod
-    def fit(cls, encoder: Encoder, reranker: Scorer, examples: Sequence[Example], *, depth: int = 4, seed: int = 0) -> "Blend":
+    def fit(
+        cls,
+        encoder: Encoder,
+        reranker: Scorer,
+        examples: Sequence[Example],
+        *,
+        most: int = EXAMPLES,
+        depth: int = 4,
+        seed: int = 0,
+    ) -> "Blend":
         """Calibrate on held-out examples: their gold against the `depth` nearest wrong candidates and one at random.
 
-        At most `EXAMPLES` are used, drawn at random. Both classes weigh the same, so a grade of one half is the border between
+        At most `most` are used, drawn at random. Both classes weigh the same, so a grade of one half is the border between
         them.
 
         Raises:
             DataError: no wrong candidates, since all examples share one gold.
         """
-        some = generator(seed, "blend").sample(range(len(examples)), min(len(examples), EXAMPLES))
+        some = generator(seed, "blend").sample(range(len(examples)), min(len(examples), most))
         pairs, truth = _labelled(encoder, [examples[n] for n in sorted(some)], depth, seed)
         if not truth.any() or truth.all():
             raise DataError("calibration needs examples with different gold: there are no wrong candidates among them")

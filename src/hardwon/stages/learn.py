@@ -23,6 +23,7 @@ from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
 from hardwon.progress import console
 from hardwon.search import Blend
+from hardwon.search.blend import EXAMPLES
 from hardwon.stages.base import Workspace
 from hardwon.training import Settings, align, train
 from hardwon.training.usable import ready
@@ -186,6 +187,7 @@ class Mine:
         judge: reranker that grades; none if empty.
         calibrate: held-out examples on which the reranker's log-odds and the embedder's cosine are blended into a calibrated
             grade; the reranker grades alone if empty.
+        calibrate_on: how many of them are used at most.
         settings: see `Mining`.
         precision: of the judge.
         root: folder that picture paths are relative to, if not the data file's.
@@ -197,6 +199,7 @@ class Mine:
     data: str
     judge: str = ""
     calibrate: str = ""
+    calibrate_on: int = EXAMPLES
     settings: Mining = field(default_factory=Mining)
     precision: Precision = "fp32"
     root: str = ""
@@ -216,7 +219,8 @@ class Mine:
         if self.judge:
             judge = Reranker.load(workspace.path(self.judge), vision_cache=features(workspace), precision=self.precision)
             if self.calibrate:
-                judge = Blend.fit(embedder, judge, load_examples(workspace, self.calibrate, self.on_error, self.root))
+                held_out = load_examples(workspace, self.calibrate, self.on_error, self.root)
+                judge = Blend.fit(embedder, judge, held_out, most=self.calibrate_on)
                 draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
         mined = mine(examples, embedder, judge, settings=self.settings, out=draft.path)
         data = workspace.path(self.data)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,40 @@ from hardwon.data.emoji.catalogue import TRAINED_STYLES, draw, read_codes, read_
 from hardwon.data.emoji.collage import Collage, make_collages
 from hardwon.data.emoji.pairs import World, training_pairs
 from hardwon.data.emoji.tasks import TaskRows, small_mmeb
+from hardwon.errors import RecipeError
 from hardwon.items import write_examples
 
-__all__ = ["build"]
+__all__ = ["Size", "build"]
+
+FEWEST = 16  # a quarter of them is in the smallest split, where four make a collage
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the universe is used.
+
+    Attributes:
+        collages: collages per trained style for the training pairs (the others take a fraction of it).
+        queries: queries per test data set at most.
+        concepts: concepts (without their skin tones) that training pairs are made of, about, and in proportion those that
+            are asked about; all if None. Others are not drawn.
+        including: names of pictures whose concepts are always among them.
+    """
+
+    collages: int = 1200
+    queries: int = 200
+    concepts: int | None = None
+    including: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.concepts is not None and self.concepts < FEWEST:
+            raise RecipeError(f"concepts must be at least {FEWEST}, or None for all, got {self.concepts}")
 
 
 def build(
     folder: Path,
+    size: Size | None = None,
     *,
-    collages: int = 1200,
-    queries: int = 200,
-    concepts: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -29,10 +53,7 @@ def build(
 
     Args:
         folder: where to; the rows name pictures relative to it.
-        collages: collages per trained style for the training pairs (the others take a fraction of it).
-        queries: queries per test data set at most.
-        concepts: concepts (without their skin tones) that training pairs are made of, about, and in proportion those that
-            are asked about; all if None.
+        size: how much of it; see `Size`.
         seed: of the wording and order of pairs; splits never depend on it.
         cache: where assets are kept.
         say: told what is happening, one line at a time.
@@ -40,25 +61,26 @@ def build(
     Returns:
         Counts of what was written.
     """
+    size = size or Size()
     assets = fetch(("emoji-png", "emoji-svg", "emoji-names", "emoji-keywords"), cache, say)
     world = World(read_concepts(assets), folder / "pictures")
     counts: dict[str, Any] = {"concepts": len(world.concepts)}
+    if size.concepts is not None:
+        for split, share in (("train", 1.0), ("val", 0.25), ("test", 0.5), ("far", 0.25)):
+            world = world.with_some(split, int(share * size.concepts), size.including)
+    counts["kept"] = len(world.concepts)
     say(f"drawing {len(world.concepts)} concepts in 3 styles")
     draw(assets, world.concepts, read_codes(assets), world.pictures)
 
     def test_collages(split: str, style: str) -> list[Collage]:
-        return make_collages(world, world.of(split), [style], max(queries * 3 // 5, 20), split)
+        return make_collages(world, world.of(split), [style], max(size.queries * 3 // 5, 20), split)
 
-    if concepts is not None:
-        for split, share in (("train", 1.0), ("val", 0.25), ("test", 0.5), ("far", 0.25)):
-            world = world.with_some(split, int(share * concepts))
-    trained = make_collages(world, world.of("train"), TRAINED_STYLES, collages, "train")
-    counts["kept"] = len(world.concepts)
+    trained = make_collages(world, world.of("train"), TRAINED_STYLES, size.collages, "train")
     train = training_pairs(world, trained, ["train"], seed)
-    validation = make_collages(world, world.of("val"), TRAINED_STYLES, min(60, collages), "val-pairs")
+    validation = make_collages(world, world.of("val"), TRAINED_STYLES, min(60, size.collages), "val-pairs")
     counts["train"] = write_examples(folder / "train.jsonl", train)
     counts["val"] = write_examples(folder / "val.jsonl", training_pairs(world, validation, ["val"], seed))
-    for name, split, limit in (("mmeb-small", "test", queries), ("mmeb-val", "val", min(60, queries))):
+    for name, split, limit in (("mmeb-small", "test", size.queries), ("mmeb-val", "val", min(60, size.queries))):
         tasks = small_mmeb(world, test_collages, split, limit)
         counts[name] = {task.name: _write(folder, name, task) for task in tasks}
         listed = [

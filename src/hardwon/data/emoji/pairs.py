@@ -6,7 +6,7 @@ seen drawn and described in several ways.
 
 import filecmp
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +49,17 @@ class World:
         """Concepts of the given splits, with or without a skin tone, in a fixed order."""
         return [c for c in self.concepts.values() if c.split in splits and bool(c.tone) == toned]
 
-    def with_some(self, split: str, limit: int) -> "World":
-        """The world with about `limit` concepts of a split (whole families, drawn at random) and all of the others."""
+    def with_some(self, split: str, limit: int, including: Collection[str] = ()) -> "World":
+        """The world with about `limit` concepts of a split (whole families, drawn at random) and all of the others.
+
+        The families of the concepts named in `including` come first.
+        """
         families: dict[str, list[Concept]] = {}
         for concept in self.of(split):
             families.setdefault(concept.family, []).append(concept)
         names = sorted(families)
         random.Random(f"some:{split}").shuffle(names)
+        names.sort(key=lambda name: not any(concept.slug in including for concept in families[name]))
         kept, count = set(), 0
         for name in names:
             if count < limit:
