@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from hardwon.errors import BadMedia
-from hardwon.pictures import check_picture, open_picture
+from hardwon.pictures import check_picture, open_picture, portable
 
 # Two rows of three: no two turns of it are equal.
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [128, 64, 32], [255, 255, 0]]], np.uint8)
@@ -372,3 +372,47 @@ def test_check_reads_little(tmp_path):
     start = time.perf_counter()
     check_picture(file)
     assert time.perf_counter() - start < 0.02
+
+
+def as_others_see(data):
+    """What a decoder that knows nothing of ours makes of a portable picture."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("name", modes())
+@pytest.mark.parametrize("as_file", [True, False])
+def test_others_see_the_pixels_that_we_see(name, as_file, tmp_path):
+    data, _ = modes()[name]
+    given = tmp_path / "picture" if as_file else data
+    if as_file:
+        given.write_bytes(data)
+    kind, sent = portable(given)
+    assert kind in ("image/png", "image/jpeg")
+    np.testing.assert_array_equal(as_others_see(sent), np.asarray(open_picture(data)))
+
+
+def test_a_plain_file_is_handed_on_as_it_is_and_nothing_of_anybody_is():
+    plain = Image.fromarray(COLOURS)
+    for format_ in ("PNG", "JPEG"):
+        data = encoded(plain, format_)
+        assert portable(data) == (f"image/{format_.lower()}", data)
+    exif = Image.Exif()
+    exif[0x010E] = "my garden, 51.5 N"
+    exif[0x0112] = 6
+    with_comment = encoded(plain, "JPEG", comment=b"my garden, 51.5 N")
+    for data in (encoded(plain, "JPEG", exif=exif), encoded(plain, "PNG", exif=exif), with_comment):
+        assert b"my garden" in data
+        kind, sent = portable(data)
+        assert kind == "image/png"
+        assert b"my garden" not in sent
+        np.testing.assert_array_equal(as_others_see(sent), np.asarray(open_picture(data)))
+
+
+def test_a_large_picture_is_scaled_down_where_asked():
+    wide = encoded(Image.new("RGB", (400, 100), "red"), "JPEG")
+    for most, size in ((40_000, (400, 100)), (39_999, (399, 99)), (10_000, (200, 50)), (1, (2, 1))):
+        with Image.open(io.BytesIO(portable(wide, max_pixels=most)[1])) as image:
+            assert image.size == size
+    with pytest.raises(BadMedia, match="broken or truncated"):
+        portable(wide[:400])

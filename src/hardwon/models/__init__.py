@@ -2,8 +2,11 @@
 
 import hardwon.models.torchvision_guard  # noqa: F401  (first: before anything imports transformers)
 from hardwon.models.cached import CachedEncoder
+from hardwon.models.calls import RemoteSettings
 from hardwon.models.embedder import Embedder
 from hardwon.models.options import LoRA, Options
+from hardwon.models.recorded import RecordedJudge, record
+from hardwon.models.remote import RemoteJudge
 from hardwon.models.reranker import Reranker
 from hardwon.models.scorer import Encoder, Judgements, Pair, Scorer, YesNo, judgements
 
@@ -15,8 +18,12 @@ __all__ = [
     "LoRA",
     "Options",
     "Pair",
+    "RecordedJudge",
+    "RemoteJudge",
+    "RemoteSettings",
     "Reranker",
     "Scorer",
     "YesNo",
     "judgements",
+    "record",
 ]
