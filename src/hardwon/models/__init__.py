@@ -3,7 +3,9 @@
 import hardwon.models.torchvision_guard  # noqa: F401  (first: before anything imports transformers)
 from hardwon.models.cached import CachedEncoder
 from hardwon.models.embedder import Embedder
+from hardwon.models.judge import Judge
 from hardwon.models.options import LoRA, Options
+from hardwon.models.question import Question
 from hardwon.models.reranker import Reranker
 from hardwon.models.scorer import Encoder, Judgements, Pair, Scorer, YesNo, judgements
 
@@ -11,10 +13,12 @@ __all__ = [
     "CachedEncoder",
     "Embedder",
     "Encoder",
+    "Judge",
     "Judgements",
     "LoRA",
     "Options",
     "Pair",
+    "Question",
     "Reranker",
     "Scorer",
     "YesNo",
