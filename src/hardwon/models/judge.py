@@ -379,7 +379,6 @@ def _open(path: str | Path, options: Options, device: str | None) -> tuple[Any, 
         shown = ", ".join(missing[:4]) + (" ..." if len(missing) > 4 else "")
         raise ModelError(f"{path} lacks {len(missing)} weights ({shown}): they would be random numbers")
     tokenizer: Any = getattr(processor, "tokenizer", processor)
-    tokenizer.padding_side = "right"  # positions are then the same as in a batch of one
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return (model if placed else model.to(where)), processor

@@ -117,7 +117,8 @@ class Prompts:
             looks: takes the place of the image processor.
         """
         texts = [self.text(prompt) for prompt in prompts]
-        settings = {"padding": True, "return_tensors": "pt", **self._around(texts[0])}
+        # At the end, so that positions are those of a prompt alone.
+        settings = {"padding": True, "padding_side": "right", "return_tensors": "pt", **self._around(texts[0])}
         if self.processor is self.tokenizer:
             return dict(self.tokenizer(texts, **settings))
         shown = [[part for part in prompt if isinstance(part, Shown)] for prompt in prompts]
