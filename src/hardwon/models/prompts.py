@@ -123,7 +123,8 @@ class Prompts:
             return dict(self.tokenizer(texts, **settings))
         shown = [[part for part in prompt if isinstance(part, Shown)] for prompt in prompts]
         images = [[show(p) for part in row if part.kind == "image" for p in part.pictures] for row in shown]
-        videos = [self._frames(part, show) for row in shown for part in row if part.kind == "video"]
+        films = [part for row in shown for part in row if part.kind == "video"]
+        videos = [self._frames(part, self._least(films), show) for part in films]
         given: dict[str, Any] = {"images": images} if any(images) else {}
         if videos:  # every frame counts
             given |= {"videos": videos, "do_sample_frames": False}
@@ -143,9 +144,16 @@ class Prompts:
         first = getattr(self.tokenizer, "bos_token", None)
         return {"add_special_tokens": False} if first and text.startswith(first) else {}
 
-    def _frames(self, part: Shown, show: Show) -> list[Image.Image]:
+    def _least(self, films: Sequence[Shown]) -> int:
+        """Frames that every video of a batch needs."""
+        videos: Any = getattr(self.processor, "video_processor", None)
+        if "video_grid_thw" in getattr(videos, "model_input_names", ()):
+            return int(getattr(videos, "temporal_patch_size", None) or 1)
+        return max((len(part.pictures) for part in films), default=1)  # they are laid on top of each other
+
+    def _frames(self, part: Shown, least: int, show: Show) -> list[Image.Image]:
+        """All frames of a video; the last one again until there are enough."""
         frames = [show(picture) for picture in part.pictures]
-        least = int(getattr(self.processor.video_processor, "temporal_patch_size", None) or 1)
         return frames + frames[-1:] * (least - len(frames))
 
     def _inline(self, prompt: Sequence[Part]) -> str:
