@@ -11,9 +11,9 @@ its answers nothing counts but that all contenders give the same. Or `--model`.
 **Pairs.** One query: a picture of 336 x 336 pixels (144 tokens) with an instruction and a text. Its candidates are texts of 12
 words, or pictures of the same size, which no way of judging can look at fewer times than there are.
 
-**Contenders.** "shared": `Judge` as users call it. "separate": the same model, one whole prompt after the other. "batched": whole
-prompts, as many together as fit into the same number of tokens. Everything runs once per round in an order that rotates; medians
-over rounds, after one that is not counted, in which the logits must agree to 1e-4 (to 0.5 in fewer than 32 bits).
+**Contenders.** "shared": `Judge` as users call it. "separate": the same model, one whole prompt after the other. "batched":
+whole prompts, as many together as fit into the same number of tokens. Everything runs once per round in an order that rotates;
+medians over rounds, after one that is not counted, in which the logits must agree to 1e-4 (to 0.5 in fewer than 32 bits).
 """
 
 import argparse
@@ -74,13 +74,16 @@ def model() -> tuple[Any, Any]:
     ids = {f"{name}_token_id": words.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
     ids |= {f"vision_{name}_token_id": words.convert_tokens_to_ids(f"<|vision_{name}|>") for name in ("start", "end")}
     text = {
-        "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
-        "vocab_size": len(words), "max_position_embeddings": 4096, "pad_token_id": words.pad_token_id,
+        "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": len(words), "max_position_embeddings": 4096, "pad_token_id": words.pad_token_id,
+        "bos_token_id": None, "eos_token_id": words.eos_token_id,
         "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
     }  # fmt: skip
     vision = {"hidden_size": 512, "embed_dim": 256, "depth": 6, "num_heads": 4, "mlp_ratio": 4, "patch_size": 14}
     torch.manual_seed(0)
-    made = transformers.Qwen2VLForConditionalGeneration(transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
+    made = transformers.Qwen2VLForConditionalGeneration(
+        transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+    )
     pictures = transformers.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, temporal_patch_size=2)
     return made.eval(), transformers.PaddleOCRVLProcessor(pictures, words, chat_template=TEMPLATE)
 
