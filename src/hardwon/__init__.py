@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hardwon.evaluation import Report, evaluate
     from hardwon.items import Candidate, Example, Item
     from hardwon.mining import Mining, mine
-    from hardwon.models import Embedder, LoRA, Reranker
+    from hardwon.models import Embedder, Judge, LoRA, Reranker
     from hardwon.search import Fused, Index
     from hardwon.training import Settings, train
 
@@ -26,6 +26,7 @@ _WHERE = {
     "HardwonError": "errors",
     "Index": "search",
     "Item": "items",
+    "Judge": "models",
     "LoRA": "models",
     "Mining": "mining",
     "Report": "evaluation",
@@ -45,6 +46,7 @@ __all__ = [
     "HardwonError",
     "Index",
     "Item",
+    "Judge",
     "LoRA",
     "Mining",
     "Report",

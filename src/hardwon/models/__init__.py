@@ -4,7 +4,9 @@ import hardwon.models.torchvision_guard  # noqa: F401  (first: before anything i
 from hardwon.models.cached import CachedEncoder
 from hardwon.models.calls import RemoteSettings
 from hardwon.models.embedder import Embedder
+from hardwon.models.judge import Judge
 from hardwon.models.options import LoRA, Options
+from hardwon.models.question import Question
 from hardwon.models.recorded import RecordedJudge, record
 from hardwon.models.remote import RemoteJudge
 from hardwon.models.reranker import Reranker
@@ -14,10 +16,12 @@ __all__ = [
     "CachedEncoder",
     "Embedder",
     "Encoder",
+    "Judge",
     "Judgements",
     "LoRA",
     "Options",
     "Pair",
+    "Question",
     "RecordedJudge",
     "RemoteJudge",
     "RemoteSettings",

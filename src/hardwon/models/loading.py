@@ -37,7 +37,8 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
         model[0].unpad_inputs = False  # multimodal models find their pictures by rows of a batch
     _settle_instruction(model, options.instruction)
     if options.max_pixels is not None:
-        _settle_pixels(model, options.max_pixels)
+        config = getattr(getattr(model[0], "model", None), "config", None)
+        limit_pixels(getattr(model[0], "processor", None), config, options.max_pixels)
     if options.lora is not None:
         add_lora(model, options.lora)
     return model
@@ -114,20 +115,20 @@ def _settle_instruction(model: Any, instruction: Any) -> None:
         model.prompts |= {name: spaced(text) for name, text in instruction.items()}
 
 
-def _settle_pixels(model: Any, most: int) -> None:
+def limit_pixels(processor: Any, config: Any, most: int) -> None:
     """Have pictures scaled down to at most so many pixels, by the settings that are saved with the model.
 
     Raises:
         ModelError: a model that scales all pictures to one size anyway, or cannot take them so small.
     """
-    pictures: Any = getattr(getattr(model[0], "processor", None), "image_processor", None)
+    pictures: Any = getattr(processor, "image_processor", None)
     grid = getattr(pictures, "image_grid_pinpoints", None)
     if grid:
         kept = [size for size in grid if size[0] * size[1] <= most]
         if not kept:
             raise ModelError(f"max_pixels {most:,} is below the smallest size of this model, {min(h * w for h, w in grid):,}")
         pictures.image_grid_pinpoints = kept
-        model[0].model.config.image_grid_pinpoints = kept
+        config.image_grid_pinpoints = kept
         return
     size = getattr(pictures, "size", None) or {}
     if not hasattr(pictures, "merge_size") or "longest_edge" not in size:

@@ -4,10 +4,10 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
 
 from hardwon.errors import BadItem, BadItems, BadMedia, ModelError
 from hardwon.items import Item, Picture
-from hardwon.models.body import Body
 from hardwon.pictures import check_picture, open_picture
 from hardwon.progress import bar
 
@@ -16,7 +16,21 @@ AHEAD = 1024  # pictures handed to the threads at a time
 ADVICE = "Mend them, or leave them out: `items` of this error holds them all"
 
 
-def problems(body: Body, items: Iterable[Item], *, decode: bool = True, progress: str = "") -> dict[Item, str]:
+@runtime_checkable
+class Reads(Protocol):
+    """What has to be known of a model: a `Body`, or the `Prompts` of a judge."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it reads: "text", "image", "video"."""
+        ...
+
+    def check(self, row: Sequence[Item]) -> None:
+        """Raise ModelError or BadMedia for items that it cannot read, one by itself or two together."""
+        ...
+
+
+def problems(body: Reads, items: Iterable[Item], *, decode: bool = True, progress: str = "") -> dict[Item, str]:
     """Why items cannot be used: a damaged picture, or something that this model does not read.
 
     Args:
@@ -43,7 +57,7 @@ def problems(body: Body, items: Iterable[Item], *, decode: bool = True, progress
     return found
 
 
-def refusal(body: Body, row: Sequence[Item]) -> str:
+def refusal(body: Reads, row: Sequence[Item]) -> str:
     """Why a model cannot read one item, or two together; "" if it can, as far as headers of pictures tell."""
     try:
         body.check(row)
@@ -52,7 +66,7 @@ def refusal(body: Body, row: Sequence[Item]) -> str:
     return ""
 
 
-def refuse(body: Body, items: Iterable[Item], *, decode: bool = False) -> None:
+def refuse(body: Reads, items: Iterable[Item], *, decode: bool = False) -> None:
     """Raise `BadItems` that lists every item that cannot be used, if there is any; arguments as `problems`."""
     distinct = dict.fromkeys(items)
     if found := problems(body, distinct, decode=decode):
@@ -60,7 +74,7 @@ def refuse(body: Body, items: Iterable[Item], *, decode: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def decoding(body: Body, items: Sequence[Item]) -> Iterator[None]:
+def decoding(body: Reads, items: Sequence[Item]) -> Iterator[None]:
     """Where items are used: the first picture that turns out to be damaged makes a `BadItems` that lists every such item."""
     try:
         yield
