@@ -8,7 +8,7 @@ vision tower of 6 layers of width 256, and a tokenizer learned from the question
 many tokens as with a real one. Large enough for its time to be that of matrix products; a tiny one would measure Python. Of
 its answers nothing counts but that all contenders give the same. Or `--model`.
 
-**Pairs.** One query: a picture of 336 x 336 pixels (144 tokens) with an instruction and a text. Its candidates are texts of 12
+**Pairs.** One query: a picture of 224 x 224 pixels (64 tokens) with an instruction and a text. Its candidates are texts of 12
 words, or pictures of the same size, which no way of judging can look at fewer times than there are.
 
 **Contenders.** "shared": `Judge` as users call it. "separate": the same model, one whole prompt after the other. "batched":
@@ -37,8 +37,8 @@ from hardwon.items import Item
 from hardwon.models import Judge, Pair
 from hardwon.models.question import WORDING
 
-COLUMNS = ("candidates", "shared s", "separate s", "batched s", "x separate", "x batched", "pairs/s", "largest difference")
-SIDE = 336  # pixels
+COLUMNS = ("candidates", "shared s", "separate s", "batched s", "x separate", "x batched", "pairs/s", "apart")
+SIDE = 224  # pixels
 WORDS = "a red kite over the grey sea at dusk with two boats and an old stone pier in front of white houses".split()
 TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEMPLATE = (
@@ -62,7 +62,7 @@ def tokenizer() -> Any:
     learner.train_from_iterator([WORDING, "Query:", "Candidate:", "Yes", "No", *(f" {word}" for word in WORDS)] * 2, trainer)
     state = json.loads(learner.to_str())["model"]
     vocabulary = {**state["vocab"], "<|endoftext|>": len(state["vocab"])}
-    merges = [tuple(pair) for pair in state["merges"]]
+    merges: Any = [tuple(pair) for pair in state["merges"]]
     return Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=list(TOKENS), image_token="<|image_pad|>")
 
 
@@ -75,7 +75,8 @@ def model() -> tuple[Any, Any]:
     ids |= {f"vision_{name}_token_id": words.convert_tokens_to_ids(f"<|vision_{name}|>") for name in ("start", "end")}
     text = {
         "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
-        "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": len(words), "max_position_embeddings": 4096, "pad_token_id": words.pad_token_id,
+        "num_attention_heads": 8, "num_key_value_heads": 2,
+        "vocab_size": len(words), "max_position_embeddings": 4096, "pad_token_id": words.pad_token_id,
         "bos_token_id": None, "eos_token_id": words.eos_token_id,
         "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
     }  # fmt: skip

@@ -193,9 +193,10 @@ def test_a_beginning_is_computed_once(judges, shapes, sharing):
             lambda _module, _given, named: read.append(named["inputs_embeds"].shape[:2]), with_kwargs=True
         ),
     ]
-    judge.judge(some)
+    made = judge.judge(some)
     for hook in hooks:
         hook.remove()
+    equal(made, ours.alone.judge(some))  # in the second chunk as in the first
     assert len(seen) == 1
     assert len(read) >= 3  # the beginning, then the rest in chunks
     whole = len(judge.prompts.ids(judge.prompts.text(judge.prompts.parts(some[0]))))
