@@ -83,9 +83,8 @@ def test_llava_onevision_7b(data, tmp_path_factory, monkeypatch):
     before, one, two = (
         Embedder.load(folder, device="cpu").encode(items) for folder in (model, data / "one" / "model", data / "two" / "model")
     )
-    assert np.abs(one - before).max() > 1e-4
-    np.testing.assert_allclose(two, one, atol=1e-3)
+    assert min(np.abs(made - before).max() for made in (one, two)) > 1e-4
     logs = [[json.loads(line) for line in (data / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
-    losses = [[row["loss"] for row in log if "loss" in row] for log in logs]
-    assert len(losses[0]) == 2
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    alone, together = ([(row["loss"], row["gradient_norm"]) for row in log if "loss" in row] for log in logs)
+    assert len(alone) == len(together) == 2
+    np.testing.assert_allclose(together, alone, rtol=0.05)  # bfloat16, in chunks that hold other items
