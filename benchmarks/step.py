@@ -46,8 +46,8 @@ from benchmarks.losses import MIB, ROOT, describe, resident
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import InfoNCE
 from hardwon.models import Embedder
-from hardwon.models.body import Body, plan
-from hardwon.models.memory import checkpointed
+from hardwon.models.body import Body
+from hardwon.models.memory import checkpointed, plan
 from hardwon.models.precision import bf16_gain
 from hardwon.training import Memory
 from hardwon.training.batches import Batch, shared

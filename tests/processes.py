@@ -5,8 +5,10 @@ Whatever is done here by several processes is also done by one: a function calle
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -326,3 +328,23 @@ def starting(embedder: str) -> str:
     except Exception as error:
         return repr(error)
     return "fine"
+
+
+def untracked(embedder: str, out: str) -> str:
+    """What a process says when the tracker of the first one cannot start."""
+    folder = Path(out) / "run"
+    if World.current().first:
+        folder.mkdir(parents=True)
+        (folder / "tensorboard").write_text("in the way of a folder")
+    try:
+        model = Embedder.load(embedder, device="cpu")
+        train(model, examples(), InfoNCE(0.1), steps=2, settings=replace(SETTINGS, track=("tensorboard",)), out=folder)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "went on"
+
+
+def program(path: str, *arguments: str) -> None:
+    """A program with its command line, as torchrun starts it in every process."""
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")

@@ -35,6 +35,7 @@ def two(models, tmp_path_factory):
     works = [(processes.steps, *models), (processes.refusals, models[0])]
     works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0]), (processes.cramped, models[0])]
     works += [(processes.choosing, models[0], gains) for gains in ((1.0, 2.0), (2.0, 1.0))]
+    works.append((processes.untracked, models[0], str(tmp_path_factory.mktemp("untracked"))))
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -109,6 +110,12 @@ def test_one_process_may_run_out_of_memory(two, alone):
         check_same(made[5], alone["sum"])
         assert made[5]["failures"] == ({"forward", "backward"} if rank else set())
         assert made[5]["told"] == rank
+
+
+def test_a_tracker_that_cannot_start_stops_all(two):
+    said = [process[-1] for process in two]
+    assert said[0].startswith("FileExistsError")
+    assert said[1] == "HardwonError: opening the log of metrics failed in another process: its message says why"
 
 
 def test_the_first_process_chooses_the_precision_of_all(two):

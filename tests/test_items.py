@@ -77,6 +77,19 @@ def test_the_key_follows_from_the_content(text, instruction, images):
     assert item.key != Item(text, (*images, b"another"), instruction).key
 
 
+def test_no_text_has_the_key_of_something_else():
+    """Parts of a key are put together with a character that a text may hold."""
+    picture = picture_key(b"a picture")
+    items = [Item("x", (b"a picture",)), Item(f"x\x00{picture}"), Item(f"x\x01\x02{picture}"), Item(f"x\x01{picture}")]
+    items += [
+        Item("b\x00c", instruction="a"),
+        Item("c", instruction="a\x00b"),
+        Item("a\x00b\x00c"),
+        Item(f"\x00x\x00{picture}"),
+    ]
+    assert len({item.key for item in items}) == len(items)
+
+
 def test_a_video_is_its_frames_in_their_order():
     a, b = b"first", b"second"
     # None of these may be taken for another.

@@ -4,12 +4,15 @@ Nothing here multiplies or divides by the number of processes: what is summed is
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from hardwon.errors import HardwonError
 
 BUCKET = 1 << 24  # numbers that travel together
 
@@ -106,3 +109,23 @@ class World:
         """Go on when all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def all_or_none(self, what: str, device: torch.device) -> Iterator[None]:
+        """Work that may fail in some processes: then none goes on after it, to wait for those that are gone.
+
+        Args:
+            what: the work, for the error.
+            device: of the model.
+
+        Raises:
+            HardwonError: it failed in another process, which says why.
+        """
+        failed = 1.0
+        try:
+            yield
+            failed = 0.0
+        finally:
+            anywhere = bool(self.sum(torch.tensor(failed, device=device)))
+        if anywhere:
+            raise HardwonError(f"{what} failed in another process: its message says why")

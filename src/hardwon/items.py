@@ -73,7 +73,7 @@ class Item:
             BadMedia: a picture that is not there or cannot be read.
         """
         try:
-            parts = [self.instruction, self.text, *(picture_key(picture) for picture in self.images)]
+            parts = [_plain(self.instruction), _plain(self.text), *(picture_key(picture) for picture in self.images)]
             if self.video:  # never taken for pictures: no hash says "video"
                 parts += ["video", *(picture_key(frame) for frame in self.video)]
         except BadMedia as error:
@@ -120,6 +120,11 @@ class Item:
         if self.instruction:
             row["instruction"] = self.instruction
         return row
+
+
+def _plain(text: str) -> str:
+    """Text without the character that stands between the parts of a key: no text can be written that has a picture's."""
+    return text.replace("\x01", "\x01\x01").replace("\x00", "\x01\x02")
 
 
 def _relative(picture: Picture, root: Path) -> str:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Reranker
-from hardwon.models.body import plan, trainable
+from hardwon.models.body import trainable
+from hardwon.models.memory import plan
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))

@@ -68,7 +68,7 @@ def test_identical_items_are_encoded_once(counted, mixed):
 
 def test_a_batch_is_filled_by_tokens(counted, monkeypatch):
     model, rows = counted
-    monkeypatch.setattr("hardwon.models.embedder.ENCODE_TOKENS", 40)
+    monkeypatch.setattr("hardwon.models.outputs.ENCODE_TOKENS", 40)
     items = [Item(text="red " * n) for n in range(1, 12)]
     model.encode(items)
     assert len(rows) > 1

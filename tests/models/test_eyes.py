@@ -207,7 +207,7 @@ class TestOnce:
         whole = eyes.ChatEye.look
         monkeypatch.setattr(eyes.ChatEye, "look", lambda eye, views: (calls.append(len(views)), whole(eye, views))[1])
         items = [Item(images=(path,)) for path in pictures.values()]
-        monkeypatch.setattr("hardwon.models.embedder.ENCODE_TOKENS", 60)  # two items at a time
+        monkeypatch.setattr("hardwon.models.outputs.ENCODE_TOKENS", 60)  # two items at a time
         kept = load(qwen)
         vectors = kept.encode(items)
         assert calls == [16, 4]

@@ -116,6 +116,16 @@ class TestProblems:
         with pytest.raises(ModelError, match="aspect ratio"):
             models[name].ours.forward([item])
 
+    @pytest.mark.parametrize("name", ["clip", "llava"])
+    def test_a_strip_that_the_processor_would_blow_up(self, models, name):
+        """CLIP's scales the short side to its own size, before it cuts off most of the long one."""
+        model = models[name].ours
+        strips = [Item(images=(encoded(Image.new("RGB", size)),)) for size in ((1, 3000), (1, 200), (201, 1), (20_000, 99))]
+        with pytest.raises(BadItems, match=r"1 x 3000 pixels is too thin: .* the aspect ratio must be at most 200") as bad:
+            model.encode(strips)
+        assert [entry.item for entry in bad.value.items] == [strips[0], strips[2], strips[3]]
+        assert np.isfinite(model.encode(strips[1:2])).all()
+
 
 class TestEncode:
     @pytest.mark.parametrize("kept", [False, True])

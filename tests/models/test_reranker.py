@@ -167,3 +167,11 @@ def test_freeze(seeing):
     assert not any(p.requires_grad for p in seeing.body.transformer.vision_tower.parameters())
     with pytest.raises(ModelError, match="no parameter belongs to 'tail'"):
         seeing.freeze(["tail"])
+
+
+def test_odds_that_are_not_finite_are_refused(reading):
+    with torch.no_grad():
+        reading.body.transformer.get_input_embeddings().weight[reading.body.tokenizer.vocab["red"]] = torch.nan
+    blue, red = Item(text="blue square"), Item(text="red square")
+    with pytest.raises(ModelError, match=rf"not finite, first for the pair of items {blue.key[:12]} .* and {red.key[:12]}"):
+        reading.score(blue, [blue, red])

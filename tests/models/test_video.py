@@ -10,11 +10,14 @@ import pytest
 import tiny
 import torch
 import vlms
+from PIL import Image
 
-from hardwon.errors import ModelError
+from hardwon.errors import BadItems, ModelError
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import InfoNCE
 from hardwon.models import Embedder, Reranker
+from hardwon.models.length import VideoTokens
+from hardwon.models.preflight import refusal
 from hardwon.pictures import open_picture
 from hardwon.training.batches import shared
 from hardwon.training.step import Memory, embedder_step
@@ -193,6 +196,54 @@ def test_a_reranker_reads_videos(reading, frames, name):
     made = model.score_pairs(pairs)
     np.testing.assert_allclose(made, [model.score(*(query, [item]))[0] for query, item in pairs], atol=1e-5)
     assert abs(made[0] - model.score(pairs[0][0], [Item(video=frames[3::-1])])[0]) > 1e-6
+
+
+def test_a_pair_of_videos_of_different_lengths(reading, frames):
+    """Only where the processor stacks videos, which LLaVA-OneVision's does."""
+    one, two = Item(video=frames[:2]), Item(video=frames[:3], text="a")
+    assert np.isfinite(Reranker.start_from(reading["qwen2-vl"].ours).score(one, [two])).all()
+    model = Reranker.start_from(reading["llava-onevision"].ours)
+    message = f"item {one.key[:12]} and item {two.key[:12]} hold videos of 2 and 3 frames, but this model reads videos together"
+    with pytest.raises(ModelError, match=message):
+        model.score(one, [two])
+    assert message in refusal(model.body, (one, two))  # so that a training may leave the pair out
+    assert not refusal(model.body, (one, Item(video=frames[5:7])))
+
+
+class TestLength:
+    def test_a_processor_that_wants_data_is_given_some(self, reader, frames, monkeypatch):
+        truth, asked = reader.ours.body.video_tokens.known(frames[:5]), []
+        tokens = VideoTokens(reader.ours.body.model)
+        preprocess = tokens.model.preprocess
+
+        def looking(rows, **settings):
+            film = rows[0].get("video")
+            if film is not None:
+                asked.append(film.device.type)
+                film.sum().item()
+            return preprocess(rows, **settings)
+
+        monkeypatch.setattr(tokens.model, "preprocess", looking)
+        assert tokens.known(frames[:5]) == truth
+        assert asked == ["meta", "cpu"]
+
+    @pytest.mark.parametrize("error", [KeyError("pixels"), AttributeError("no such thing")], ids=repr)
+    def test_an_error_that_is_no_refusal_comes_through(self, reader, frames, monkeypatch, error):
+        tokens = VideoTokens(reader.ours.body.model)
+
+        def breaks(rows, **_):
+            raise error
+
+        monkeypatch.setattr(tokens.model, "preprocess", breaks)
+        with pytest.raises(type(error)):
+            tokens.known(frames[:2])
+
+    @pytest.mark.parametrize("name", ["qwen2-vl", "qwen3-vl"])
+    def test_a_shape_that_the_processor_refuses(self, reading, name, tmp_path):
+        Image.new("RGB", (402, 2)).save(tmp_path / "line.png")
+        item = Item(text="a", video=(tmp_path / "line.png",) * 2)
+        with pytest.raises(BadItems, match="refuses a video of 2 frames of 402 x 2 pixels: absolute aspect ratio"):
+            reading[name].ours.encode([Item(text="red"), item])
 
 
 def as_pictures(item):

@@ -21,24 +21,6 @@ from hardwon.models.vision import VisionCache, weights_digest
 from hardwon.pictures import open_picture
 
 
-def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions grouped into chunks, longest first, so that rows x longest row stays within the budget.
-
-    Equal costs stay in order, so the plan depends on nothing but the costs.
-
-    >>> plan([3, 9, 4], 9)
-    [[1], [2, 0]]
-    """
-    chunks: list[list[int]] = []
-    longest = 0
-    for n in sorted(range(len(costs)), key=lambda n: -costs[n]):
-        if not chunks or (len(chunks[-1]) + 1) * longest > budget:
-            chunks.append([])
-            longest = costs[n]
-        chunks[-1].append(n)
-    return chunks
-
-
 class Body:
     """A `SentenceTransformer` or `CrossEncoder`, rendered for by us.
 
@@ -56,8 +38,8 @@ class Body:
         self.model = model
         self.precision = computed_in(precision, model.device.type)
         self._choose_attention()
-        self.special = control_tokens(self.tokenizer, getattr(model[0], "processor", None))
-        self.picture_tokens = PictureTokens(getattr(model[0], "processor", None), getattr(self.transformer, "config", None))
+        self.special = control_tokens(self.tokenizer, self.processor)
+        self.picture_tokens = PictureTokens(self.processor, getattr(self.transformer, "config", None))
         self.video_tokens = VideoTokens(model)
         self._eye, self._home = eye_of(model[0], self.picture_tokens), vision_cache
         self.vision = self._cache() if vision_cache is not None else None
@@ -88,6 +70,11 @@ class Body:
         return getattr(self.model[0], "tokenizer", None) or self.model.tokenizer
 
     @property
+    def processor(self) -> Any:
+        """What sentence-transformers renders with: a processor of transformers, a tokenizer, or None."""
+        return getattr(self.model[0], "processor", None)
+
+    @property
     def transformer(self) -> Any:
         """The transformers model inside, or None for other kinds (static embeddings)."""
         return getattr(self.model[0], "model", None)
@@ -116,14 +103,13 @@ class Body:
         state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
         if self._digest is None or self._digest[0] != state:
             self._digest = (state, weights_digest(self.model))
-        processor = getattr(self.model[0], "processor", None)
-        around = [repr(self.model), str(self.model.max_seq_length), str(getattr(processor, "chat_template", ""))]
+        around = [repr(self.model), str(self.model.max_seq_length), str(getattr(self.processor, "chat_template", ""))]
         around.append(repr((self.model.default_prompt_name, sorted(self.model.prompts.items()))))
-        pictures = getattr(processor, "image_processor", None)
+        pictures = getattr(self.processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__
         made = [self._digest[1], *around, kind, str(pictures.to_dict() if pictures is not None else "")]
-        videos = getattr(processor, "video_processor", None)
+        videos = getattr(self.processor, "video_processor", None)
         return made if videos is None else [*made, type(videos).__name__, str(videos.to_dict())]
 
     def cost(self, item: Item) -> int:
@@ -162,22 +148,36 @@ class Body:
             row: one item (embedder) or two (reranker: query, candidate).
 
         Raises:
-            ModelError: a picture for a model of text, a shape that the processor refuses, more pictures than the model takes.
+            ModelError: a picture for a model of text, a shape that the processor refuses or blows up, more pictures than the
+                model takes, two videos of different lengths where the processor stacks them.
             BadMedia: a picture whose header cannot be read.
         """
         for item in row:
-            refuse_parts(as_shown(item, self.modalities, self.fused), self.modalities, self.fused)
-            if item.pictures and not self._places_pictures:
+            shown = as_shown(item, self.modalities, self.fused)
+            refuse_parts(shown, self.modalities, self.fused)
+            if shown.pictures and not self._places_pictures:
                 raise ModelError(
                     f"item {item.key[:12]} holds a picture, but the model's processor has no chat template that says where "
                     "it goes: copy chat_template.jinja from the original model"
                 )
+            for picture in shown.images:
+                self.picture_tokens.check(picture)
+        self._check_videos([item for item in row if item.video])
         self._room(row)
+
+    def _check_videos(self, row: Sequence[Item]) -> None:
+        lengths = [self.video_tokens.frames(item.video) for item in row]
+        if self.video_tokens.stacked and len(set(lengths)) > 1:
+            names, counts = (" and ".join(parts) for parts in ((f"item {i.key[:12]}" for i in row), map(str, lengths)))
+            raise ModelError(
+                f"{names} hold videos of {counts} frames, but this model reads videos together only if they are equally long: "
+                "give them the same number of frames"
+            )
 
     @cached_property
     def _places_pictures(self) -> bool:
         # A model that puts pictures among words learns from the template where.
-        return not hasattr(getattr(self.model[0], "processor", None), "image_token") or has_template(self.model[0])
+        return not hasattr(self.processor, "image_token") or has_template(self.model[0])
 
     def _room(self, row: Sequence[Item]) -> int | None:
         """Tokens that are left for text beside pictures and videos of a row; None where there are none, or nobody can say."""
@@ -206,7 +206,7 @@ class Body:
         if room is None:
             # Sentence-transformers cuts plain text exactly, and keeps the template's end.
             return lambda item, text: readable(text, self.tokenizer, self.model.max_seq_length)
-        share = room // max(sum(bool(words(item, ())) for item in row), 1)
+        share = room // max(sum(bool(item.text or item.instruction) for item in row), 1)
         return lambda item, text: shortened(text, self.tokenizer, share)
 
     def freeze(self, parts: Iterable[str]) -> None:
@@ -239,6 +239,9 @@ class Body:
 
     def prepare(self, rows: Iterable[Sequence[Item]], progress: bool) -> None:
         """Compute vision features that are missing, with a bar of its own when there are many.
+
+        Without a bar a tower's own are left to `features`, which makes those that it meets: a process that trains with others
+        needs its share alone.
 
         Args:
             rows: as for `features`, but all of them.
@@ -323,7 +326,6 @@ class Body:
 
     def _prompts(self, rows: Sequence[Sequence[Item]], prompt: str) -> list[str]:
         """What the model's chat template makes of the rows, with a placeholder for every picture token."""
-        processor = self.model[0].processor
         roles = ("query", "document") if len(rows[0]) == 2 else ("user",)
         talks = []
         for row in rows:
@@ -334,8 +336,8 @@ class Body:
                 content = [{"type": "image"}] * len(item.images) + ([{"type": "text", "text": text}] if text else [])
                 talk.append({"role": role, "content": content})
             talks.append(talk)
-        made = processor.apply_chat_template(talks, tokenize=False)
-        return [text.replace(processor.image_token, processor.image_token * self.picture_tokens.fixed) for text in made]
+        made, token = self.processor.apply_chat_template(talks, tokenize=False), self.processor.image_token
+        return [text.replace(token, token * self.picture_tokens.fixed) for text in made]
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -361,7 +363,7 @@ class Body:
 
 
 def _belongs(name: str, part: str) -> bool:
-    inner = name.split(".", 2)[-1]
+    inner = name.split(".", 2)[-1]  # without the number of the module and where it holds the model: "0.model."
     if part == "vision":
         return any(f"{tower}." in name for tower in ("vision_tower", "visual", "vision_model"))
     if part == "words":

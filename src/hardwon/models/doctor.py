@@ -17,7 +17,7 @@ import torch
 from hardwon.errors import ModelError
 from hardwon.models.body import Body
 from hardwon.models.card import pooling_of
-from hardwon.models.embedder import Embedder, maybe_bar
+from hardwon.models.embedder import Embedder
 from hardwon.models.examination import (
     APART,
     COARSE,
@@ -43,6 +43,7 @@ from hardwon.models.plain import encode_plainly, plainly
 from hardwon.models.precision import GAIN, bf16_gain
 from hardwon.models.preflight import refusal
 from hardwon.models.probes import Probe, long_probes, short_probes
+from hardwon.progress import bar
 
 WHOLE, HALF = 1e-5, 1e-3  # differences of cosine that are allowed: weights in float32, and in 16 bits
 ALIKE = 0.999999  # two probes with a higher cosine than this are one to the model
@@ -105,7 +106,8 @@ def examine(path: str | Path, *, device: str | None = None, tolerance: float | N
         ModelError: nothing there, not a model, or one that reads none of the probes.
         MissingExtra: the model's processor needs a package that is not installed.
     """
-    with maybe_bar(progress, len(STEPS), "steps") as advance, tempfile.TemporaryDirectory(prefix="hardwon-doctor-") as scratch:
+    watched = bar(progress, len(STEPS), "steps", shown=bool(progress))
+    with watched as advance, tempfile.TemporaryDirectory(prefix="hardwon-doctor-") as scratch:
         copy = Path(scratch) / "copy"
         case, facts = _ours(path, device, tolerance, copy, advance)
         _release(case)

@@ -12,18 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hardwon.artifacts import fingerprint
-from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body
 from hardwon.models.card import save
 from hardwon.models.lora import merged
-from hardwon.models.memory import Room
 from hardwon.models.options import Dtype, LoRA, Options, Pooling
-from hardwon.models.preflight import decoding, refuse
+from hardwon.models.outputs import outputs
 from hardwon.models.scorer import Pair
-from hardwon.progress import bar
-
-ENCODE_TOKENS = 2048  # of one forward pass without a graph
 
 
 class Embedder:
@@ -110,7 +105,6 @@ class Embedder:
         with self.body.blaming(rows):
             return F.normalize(self.body.model(features)["sentence_embedding"].float(), dim=-1)
 
-    @torch.no_grad()
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """Unit vectors [n d], float32. Identical items are encoded once; batches are filled by tokens, longest first.
 
@@ -120,27 +114,7 @@ class Embedder:
             BadItems: items that cannot be used, before anything is computed; names them all.
             ModelError: vectors that are not finite, or an item too large for memory; names it.
         """
-        refuse(self.body, items)
-        place: dict[str, int] = {}
-        rows = [place.setdefault(item.key, len(place)) for item in items]
-        distinct = list({item.key: item for item in items}.values())
-        made, room = np.zeros((len(distinct), self.dim), dtype=np.float32), Room(ENCODE_TOKENS)
-        with decoding(self.body, distinct), self.evaluating():
-            self.body.prepare([[item] for item in distinct], bool(progress))
-            with maybe_bar(progress, len(distinct)) as advance:
-                for chunk, vectors in room.each(
-                    range(len(distinct)),
-                    [self.cost(item) for item in distinct],
-                    lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
-                    lambda n: self.name(distinct[n]),
-                ):
-                    made[chunk] = vectors
-                    advance(len(chunk))
-        room.tell(f"memory ran out while encoding: went on with chunks of {room.tokens} tokens, which gives the same vectors")
-        if not np.isfinite(made).all():
-            bad = distinct[int(np.flatnonzero(~np.isfinite(made).all(axis=1))[0])]
-            raise ModelError(f"the model gives vectors that are not finite, first for {self.name(bad)}")
-        return made[rows]
+        return outputs(self, items, (self.dim,), doing="encoding", unit="items", progress=progress)
 
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
         """Cosine of each (query, candidate) pair, [n], float32."""
@@ -183,13 +157,3 @@ def in_turn(rows: Sequence[Any], kinds: Sequence[Any], forward: Callable[[Sequen
     sides = [[n for n, kind in enumerate(kinds) if kind == side] for side in sorted(set(kinds))]
     made = torch.cat([forward([rows[n] for n in side]) for side in sides])
     return made[torch.tensor([n for side in sides for n in side], device=made.device).argsort()]
-
-
-@contextlib.contextmanager
-def maybe_bar(what: str, total: int, unit: str = "items") -> Iterator[Any]:
-    """A progress bar, or nothing when there is no name for the work."""
-    if not what:
-        yield lambda n=1, note="": None
-        return
-    with bar(what, total, unit) as advance:
-        yield advance

@@ -1,6 +1,5 @@
 """How many tokens an item comes to, and text that is cut so that nothing else is."""
 
-import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from hardwon.pictures import picture_size
 
 GUESS = 256  # tokens of a picture that takes no place in a text, so that nobody can say: for the budget of a batch only
 PROBE = (64, 64)  # pixels
+THINNEST = 200  # times as long as wide, as Qwen's processors allow
 LETTERS, MOST_LETTERS = 16, 64  # of a token: more than nearly all have, more than any of a text has
 
 
@@ -63,17 +63,40 @@ class PictureTokens:
         """
         if self.fixed:
             return self.fixed
-        key = picture_key(picture)
-        if key not in self._by_key:
-            self._by_key[key] = picture_size(picture)
-        size = self._by_key[key]
+        size = self._size(picture)
         if size not in self._by_size:
             try:
                 self._by_size[size] = self._count(*size)
             except ValueError as error:
-                name = "a picture" if isinstance(picture, bytes) else str(picture)
+                name = _named(picture)
                 raise ModelError(f"the model's processor refuses {name} of {size[0]} x {size[1]} pixels: {error}") from error
         return self._by_size[size]
+
+    def check(self, picture: Picture) -> None:
+        """Refuse a picture so thin that the processor would blow it up.
+
+        CLIP's first scales the short side to its own size, then cuts off most of the long one: a strip of 1 x 3,000 pixels
+        became 224 x 672,000, in 18 s and 1.4 GB; one of 1 x 200 takes 0.7 s and 0.1 GB.
+
+        Raises:
+            BadMedia: a picture whose header cannot be read.
+            ModelError: such a picture.
+        """
+        size = dict(getattr(getattr(self.processor, "image_processor", None), "size", None) or {})
+        if not size.get("shortest_edge") or size.get("longest_edge"):
+            return
+        width, height = self._size(picture)
+        if max(width, height) > THINNEST * min(width, height):
+            raise ModelError(
+                f"{_named(picture)} of {width} x {height} pixels is too thin: this model's processor scales the short side up, "
+                f"so the aspect ratio must be at most {THINNEST}; crop it"
+            )
+
+    def _size(self, picture: Picture) -> tuple[int, int]:
+        key = picture_key(picture)
+        if key not in self._by_key:
+            self._by_key[key] = picture_size(picture)
+        return self._by_key[key]
 
     def _count(self, width: int, height: int) -> int | None:
         # Two ways to ask without making pixels, neither of them documented: if they are there, they have to work.
@@ -96,6 +119,10 @@ class PictureTokens:
         return self._by_sizes.get(sizes)
 
 
+def _named(picture: Picture) -> str:
+    return "a picture" if isinstance(picture, bytes) else str(picture)
+
+
 def readable(text: str, tokenizer: Any, budget: int) -> str:
     """The beginning of a text that is far too long, with all that the first `budget` tokens are made of.
 
@@ -115,7 +142,8 @@ def readable(text: str, tokenizer: Any, budget: int) -> str:
 class VideoTokens:
     """Tokens of videos for one model, found from the frames' headers alone; marks around and between frames are included.
 
-    The processor counts by itself: it is given a tensor of the video's shape that holds no data, which costs next to nothing.
+    The processor counts by itself: it is given a tensor of the video's shape that holds no data, which costs next to nothing,
+    or a black video where it wants data.
 
     Args:
         model: a `SentenceTransformer` or `CrossEncoder`.
@@ -138,25 +166,37 @@ class VideoTokens:
         return self.known(video) or GUESS * len(video)
 
     def known(self, video: Sequence[Picture]) -> int | None:
-        """Tokens of a video, None where the processor cannot say."""
+        """Tokens of a video, None where the model does not put videos among words.
+
+        Raises:
+            BadMedia: a first frame whose header cannot be read.
+            ModelError: a shape that the processor refuses.
+        """
         width, height = picture_size(video[0])
-        shape = (max(len(video), self.least), height, width)
+        shape = (self.frames(video), height, width)
         if shape not in self._by_shape:
-            self._by_shape[shape] = self._of_shape(*shape)
+            try:
+                self._by_shape[shape] = self._of_shape(*shape)
+            except ValueError as error:
+                raise ModelError(
+                    f"the model's processor refuses a video of {shape[0]} frames of {width} x {height} pixels: {error}"
+                ) from error
         return self._by_shape[shape]
 
-    def _of_shape(self, frames: int, height: int, width: int) -> int | None:
-        # Not every processor takes a tensor without data; then the text is not cut and a budget is off.
-        with contextlib.suppress(
-            AttributeError, KeyError, NotImplementedError, TypeError, ValueError, IndexError, RuntimeError
-        ):
-            film = torch.empty(frames, 3, height, width, dtype=torch.uint8, device="meta")
-            return self._tokens({"video": film}) - self._tokens({"text": "a"}) + 1
-        return None
+    def frames(self, video: Sequence[Picture]) -> int:
+        """Frames that the model is shown of a video: see `least`."""
+        return max(len(video), self.least)
 
-    def _tokens(self, parts: dict[str, Any]) -> int:
+    def _of_shape(self, frames: int, height: int, width: int) -> int | None:
+        try:
+            film = self._tokens({"video": torch.empty(frames, 3, height, width, dtype=torch.uint8, device="meta")})
+        except (RuntimeError, TypeError):  # what torch raises where data are asked for; then there have to be some
+            film = self._tokens({"video": torch.zeros(frames, 3, height, width, dtype=torch.uint8)})
+        return None if film is None else film - (self._tokens({"text": "a"}) or 0) + 1
+
+    def _tokens(self, parts: dict[str, Any]) -> int | None:
         made = self.model.preprocess([parts], processing_kwargs={"text": {"truncation": False, "max_length": None}})
-        return len(made["input_ids"][0])
+        return len(made["input_ids"][0]) if "input_ids" in made else None
 
 
 def shortened(text: str, tokenizer: Any, budget: int) -> str:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 
 from hardwon.errors import ModelError
-from hardwon.models.body import plan
 
 T = TypeVar("T")
 # What torch says in a plain RuntimeError: its allocator on Linux and on Windows, a driver or MPS, cuBLAS.
@@ -39,6 +38,24 @@ def attempted(work: Callable[[], T]) -> list[T]:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     return []
+
+
+def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions grouped into chunks, longest first, so that rows x longest row stays within the budget.
+
+    Equal costs stay in order, so the plan depends on nothing but the costs.
+
+    >>> plan([3, 9, 4], 9)
+    [[1], [2, 0]]
+    """
+    chunks: list[list[int]] = []
+    longest = 0
+    for n in sorted(range(len(costs)), key=lambda n: -costs[n]):
+        if not chunks or (len(chunks[-1]) + 1) * longest > budget:
+            chunks.append([])
+            longest = costs[n]
+        chunks[-1].append(n)
+    return chunks
 
 
 class Room:

@@ -17,10 +17,9 @@ from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body
 from hardwon.models.card import pooling_of, save, write
-from hardwon.models.embedder import ENCODE_TOKENS, Embedder, in_turn, maybe_bar
-from hardwon.models.memory import Room
+from hardwon.models.embedder import Embedder, in_turn
+from hardwon.models.outputs import outputs
 from hardwon.models.precision import Precision
-from hardwon.models.preflight import decoding, refuse
 from hardwon.models.scorer import Pair
 
 
@@ -115,34 +114,14 @@ class Reranker:
         with self.body.blaming(rows):
             return self.body.model(features)["scores"].float().squeeze(-1)
 
-    @torch.no_grad()
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
         """Log-odds that each candidate belongs to its query, [n], float32. Identical pairs are scored once.
 
         Raises:
             BadItems: items that cannot be used, before anything is computed; names them all.
-            ModelError: a pair that cannot be read together or is too large for memory; names it.
+            ModelError: odds that are not finite, or a pair that cannot be read together or is too large for memory; names it.
         """
-        items = [item for pair in pairs for item in pair]
-        refuse(self.body, items)
-        place: dict[tuple[str, str], int] = {}
-        keys = [(query.key, item.key) for query, item in pairs]
-        rows = [place.setdefault(key, len(place)) for key in keys]
-        distinct = list(dict(zip(keys, pairs, strict=True)).values())
-        made, room = np.zeros(len(distinct), dtype=np.float32), Room(ENCODE_TOKENS)
-        with decoding(self.body, items), self.evaluating():
-            self.body.prepare(distinct, bool(progress))
-            with maybe_bar(progress, len(distinct), "pairs") as advance:
-                for chunk, odds in room.each(
-                    range(len(distinct)),
-                    [self.cost(pair) for pair in distinct],
-                    lambda rows: self.forward([distinct[n] for n in rows]).cpu().numpy(),
-                    lambda n: self.name(distinct[n]),
-                ):
-                    made[chunk] = odds
-                    advance(len(chunk))
-        room.tell(f"memory ran out while scoring: went on with chunks of {room.tokens} tokens, which gives the same scores")
-        return made[rows]
+        return outputs(self, pairs, (), doing="scoring", unit="pairs", progress=progress)
 
     def score(self, query: Item, items: Sequence[Item]) -> np.ndarray:
         """Log-odds of each item for one query, [k]."""

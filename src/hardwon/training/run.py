@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +88,7 @@ def train(
         world.same(parameters.values())
         plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
         checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
-        with checkpointing, metrics_log(plan.out, start, title, settings.track if world.first else ()) as log:
+        with checkpointing, _log(plan, model.body.model.device) as log:
             _note(log, damaged, found.left_out if start == 0 else ())
             _run(model, found.examples, objective, plan, optimizer, log)
     model.module.eval()
@@ -115,6 +115,16 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
     lower = world.first and computed_in("auto", device.type) == "bf16"
     agreed = bool(world.sum(torch.tensor(float(lower), device=device)))
     return replace(settings, precision="bf16" if agreed else "fp32")
+
+
+@contextmanager
+def _log(plan: _Plan, device: torch.device) -> Iterator[Callable[[Row], None]]:
+    """`metrics_log` of the first process; where it cannot be opened, because of a tracker say, all of them stop."""
+    with ExitStack() as stack:
+        with plan.world.all_or_none("opening the log of metrics", device):
+            track = plan.settings.track if plan.world.first else ()
+            log = stack.enter_context(metrics_log(plan.out, plan.start, plan.title, track))
+        yield log
 
 
 def _note(log: Callable[[dict], None], damaged: Sequence[Any], left_out: Sequence[Any]) -> None:
