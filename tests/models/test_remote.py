@@ -380,7 +380,7 @@ def test_inside_a_running_loop_as_in_a_notebook(plan):
 
 def test_progress_tells_what_is_waited_for(plan, monkeypatch):
     told = []
-    monkeypatch.setattr("hardwon.models.remote.maybe_bar", lambda what, total, unit: Bar(told, (what, total, unit)))
+    monkeypatch.setattr("hardwon.models.remote.bar", lambda what, total, unit, shown: Bar(told, (what, total, unit)))
     plan.set(script=["500"])
     pairs, _ = asked()
     RemoteJudge(plan.url, settings=QUICK).judge(pairs, progress="judging")

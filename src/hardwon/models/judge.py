@@ -17,7 +17,6 @@ from hardwon.artifacts import fingerprint
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.items import Picture
 from hardwon.models.calls import RemoteSettings
-from hardwon.models.embedder import maybe_bar
 from hardwon.models.eyes import versions
 from hardwon.models.length import PictureTokens
 from hardwon.models.loading import ENDLESS, limit_pixels
@@ -32,6 +31,7 @@ from hardwon.models.render import Show
 from hardwon.models.scorer import Judgements, Pair
 from hardwon.models.vision import weights_digest
 from hardwon.pictures import open_picture
+from hardwon.progress import bar
 
 TOKENS = 8192  # of one forward pass
 SAVED = 256  # tokens that have to be saved before a beginning is computed by itself: two passes also cost more than one
@@ -146,7 +146,7 @@ class Judge:
         keys = [(query.key, item.key) for query, item in pairs]
         rows = [place.setdefault(key, len(place)) for key in keys]
         work = _Work(self, list(dict(zip(keys, pairs, strict=True)).values()))
-        with decoding(self.prompts, items), maybe_bar(progress, len(place), "pairs") as advance:
+        with decoding(self.prompts, items), bar(progress, len(place), "pairs", shown=bool(progress)) as advance:
             for done in work.run():
                 advance(done)
         problems = {n: work.problems[row] for n, row in enumerate(rows) if row in work.problems}

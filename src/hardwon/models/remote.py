@@ -18,11 +18,11 @@ from hardwon.artifacts import fingerprint
 from hardwon.errors import BadMedia, JudgeError
 from hardwon.items import Picture, picture_key
 from hardwon.models.calls import Failed, RemoteSettings, Server, Usage
-from hardwon.models.embedder import maybe_bar
 from hardwon.models.question import Shown, messages, parts
 from hardwon.models.replies import Answer, read
 from hardwon.models.scorer import Judgements, Pair
 from hardwon.pictures import portable
+from hardwon.progress import bar
 
 AT_LEAST = 50  # pairs that the share of unusable answers is taken of: one of three is no sign of a bad judge
 EXAMPLES = 5
@@ -85,7 +85,7 @@ class RemoteJudge:
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
         started = time.monotonic()
         try:
-            with maybe_bar(progress, len(distinct), "pairs") as advance:
+            with bar(progress, len(distinct), "pairs", shown=bool(progress)) as advance:
                 answers = _run(self._all(distinct, warm_first([query for query, _ in place]), advance))
         finally:
             self.usage.seconds += time.monotonic() - started
