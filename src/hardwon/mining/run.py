@@ -5,7 +5,7 @@ the positive's minus beta. Raw judgements are kept, so other thresholds need no 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from hardwon.artifacts import fingerprint, write_json
 from hardwon.errors import DataError, JudgeError, RecipeError
-from hardwon.items import Candidate, Example, Item, write_examples
+from hardwon.items import Example, Item, write_examples
 from hardwon.mining import ledger as books
 from hardwon.mining.calibration import Calibration, calibrate
-from hardwon.mining.ledger import Entry, Verdict
+from hardwon.mining.choose import Found, grade, select
+from hardwon.mining.ledger import Entry
 from hardwon.mining.select import Cyclic, Selector
 from hardwon.models import Encoder, Pair, Scorer
 from hardwon.progress import bar
@@ -94,16 +95,6 @@ class Mined:
         write_json(folder / "summary.json", {"ledger": books.summary(self.ledger), "calibration": calibration})
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Retrieved candidates of one example."""
-
-    row: int
-    items: tuple[Item, ...]
-    similarities: tuple[float, ...]
-    ranks: tuple[int, ...]
-
-
 def mine(
     examples: Sequence[Example],
     embedder: Encoder,
@@ -146,7 +137,7 @@ def mine(
     mined: dict[int, Example] = {}
     entries = []
     for f, grades in zip(found, graded, strict=True):
-        mined[f.row], lines = _select(examples[f.row], f, grades, settings)
+        mined[f.row], lines = select(examples[f.row], f, grades, settings)
         entries += lines
     given_back = range(len(examples)) if settings.rest else mined
     return Mined(tuple(mined.get(n, examples[n]) for n in given_back), tuple(entries), calibration)
@@ -167,7 +158,7 @@ def _chosen(examples: Sequence[Example], settings: Mining) -> list[int]:
     return sorted(chosen)
 
 
-def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining) -> list[_Found]:
+def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining) -> list[Found]:
     pools: dict[str, dict[str, Item]] = {}
     for example in examples:
         pool = pools.setdefault(example.source if settings.within_source else "", {})
@@ -175,7 +166,7 @@ def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encode
     queries = embedder.encode([examples[n].query for n in rows], progress="embedding queries")
     everything = {key: item for pool in pools.values() for key, item in pool.items()}
     vectors = dict(zip(everything, embedder.encode(list(everything.values()), progress="embedding candidates"), strict=True))
-    found: dict[int, _Found] = {}
+    found: dict[int, Found] = {}
     for source, pool in pools.items():
         members = [n for n, row in enumerate(rows) if not settings.within_source or examples[row].source == source]
         if members:
@@ -197,23 +188,23 @@ def _known(example: Example, contents: Sequence[str]) -> list[int]:
     return [n for n, content in enumerate(contents) if content in known]
 
 
-def _found(row: int, items: Sequence[Item], ids: np.ndarray, scores: np.ndarray, settings: Mining) -> _Found:
+def _found(row: int, items: Sequence[Item], ids: np.ndarray, scores: np.ndarray, settings: Mining) -> Found:
     kept = [
         (items[i], float(s), rank)
         for rank, (i, s) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True))
         if i >= 0 and (settings.ceiling is None or s < settings.ceiling)
     ][settings.skip :]
-    return _Found(row, tuple(item for item, _, _ in kept), tuple(s for _, s, _ in kept), tuple(rank for *_, rank in kept))
+    return Found(row, tuple(item for item, _, _ in kept), tuple(s for _, s, _ in kept), tuple(rank for *_, rank in kept))
 
 
-def _pairs(examples: Sequence[Example], f: _Found, settings: Mining) -> list[Pair]:
+def _pairs(examples: Sequence[Example], f: Found, settings: Mining) -> list[Pair]:
     """What the judge is asked about one query: its positive first, then the candidates from the top."""
     example = examples[f.row]
     return [(example.query, item) for item in (example.gold[0], *f.items[: settings.judged])]
 
 
 def _judge(
-    examples: Sequence[Example], found: Sequence[_Found], judge: Scorer, settings: Mining, out: Path | None
+    examples: Sequence[Example], found: Sequence[Found], judge: Scorer, settings: Mining, out: Path | None
 ) -> list[np.ndarray]:
     """Log-odds for every query: [positive, candidates ...]. Shards that were judged before are read."""
     answers: list[np.ndarray] = []
@@ -246,13 +237,8 @@ def _asked(judge: Scorer, pairs: Sequence[Pair]) -> np.ndarray:
     return odds
 
 
-def grade(odds: np.ndarray) -> np.ndarray:
-    """Log-odds as a grade in [0, 1]: the softmax over Yes and No."""
-    return 1 / (1 + np.exp(-np.clip(odds.astype(np.float64), -50, 50)))
-
-
 def _calibration(
-    examples: Sequence[Example], found: Sequence[_Found], graded: Sequence[Any], judge: Scorer, settings: Mining
+    examples: Sequence[Example], found: Sequence[Found], graded: Sequence[Any], judge: Scorer, settings: Mining
 ) -> Calibration:
     rng = generator(settings.seed, "calibration")
     some = rng.sample(range(len(found)), min(len(found), 400))
@@ -276,56 +262,3 @@ def _calibration(
         )
     gold = grade(np.array([graded[n][0] for n in some]))
     return calibrate(gold, grade(_asked(judge, random_pairs)))
-
-
-def _select(example: Example, f: _Found, odds: np.ndarray | None, settings: Mining) -> tuple[Example, list[Entry]]:
-    """The example with its hard negatives, and the ledger's lines for all that was retrieved."""
-    graded = [] if odds is None else [round(float(g), 6) for g in grade(odds)]
-    asked = len(f.items) if odds is None else len(graded) - 1
-    # With all copies: the same text or picture may be in the pool under several instructions.
-    false = {f.items[n].content for n, g in enumerate(graded[1:]) if g > graded[0] - settings.beta}
-    likely_false = {n for n in range(asked) if f.items[n].content in false}
-    # What the example has already, and a second copy of what is found, would be the same negative twice.
-    first_of = {f.items[n].content: n for n in reversed(range(asked))}
-    had = {c.item.content for c in example.candidates}
-    copies = {n for n in range(asked) if f.items[n].content in had or first_of[f.items[n].content] != n}
-    survivors = [n for n in range(asked) if n not in likely_false | copies]
-    kept = set(settings.selector(survivors, settings.keep, generator(settings.seed, "select", example.query.key)))
-    chosen = [Candidate(f.items[n], graded[n + 1] if graded else None, "mined") for n in sorted(kept)]
-    lines = []
-    for n, item in enumerate(f.items):
-        judged = bool(graded) and n < asked
-        verdict, rule = _verdict(n, asked, likely_false, copies, kept, settings)
-        lines.append(
-            Entry(
-                f.row,
-                example.source,
-                example.query.key,
-                item.key,
-                item.content,
-                f.ranks[n],
-                f.similarities[n],
-                float(odds[n + 1]) if odds is not None and judged else None,
-                graded[n + 1] if judged else None,
-                graded[0] if graded else None,
-                verdict,
-                rule,
-            )
-        )
-    # Judging fills the relevance of gold and of given negatives, too.
-    grades = dict(zip((item.key for item in (example.gold[0], *f.items[:asked])), graded, strict=False))
-    filled = tuple(replace(c, relevance=grades.get(c.item.key, c.relevance)) for c in example.candidates)
-    example = replace(example, candidates=filled)
-    return example.adding(chosen, related=(f.items[n].content for n in likely_false)), lines
-
-
-def _verdict(
-    n: int, asked: int, likely_false: set[int], copies: set[int], kept: set[int], settings: Mining
-) -> tuple[Verdict, str]:
-    if n >= asked:
-        return "spare", "beyond the judged depth"
-    if n in likely_false:
-        return "rejected", f"judge > positive - {settings.beta:g}"
-    if n in copies:
-        return "spare", "a copy of another candidate"
-    return ("kept", type(settings.selector).__name__.lower()) if n in kept else ("spare", "not selected")
