@@ -38,8 +38,9 @@ def test_the_rule_against_hand_values(angled, judging):
         "beyond the judged depth",
     ]
     assert [e.grade for e in lines] == [pytest.approx(g, abs=1e-5) if g else None for g in (0.75, 0.71, 0.69, 0.2, None)]
-    assert lines[0].judge == pytest.approx(odds(0.75), abs=1e-5)
-    assert lines[4].judge is None
+    assert (lines[0].yes, lines[0].no) == (pytest.approx(odds(0.75), abs=1e-5), 0.0)  # log-odds stand against 0
+    assert (lines[4].yes, lines[4].no, lines[4].problem) == (None, None, "")
+    assert [(e.gold_yes, e.gold_no) for e in lines] == [(pytest.approx(odds(0.8), abs=1e-5), 0.0)] * 5
     assert [e.gold_grade for e in lines] == pytest.approx([0.8] * 5, abs=1e-5)
     first = mined.examples[0]
     assert first.related == {Item(text="st1").content, Item(text="st2").content}

@@ -3,8 +3,9 @@
 from hardwon.mining.calibration import Calibration, calibrate
 from hardwon.mining.ledger import Entry
 from hardwon.mining.ledger import read as read_ledger
+from hardwon.mining.reselect import reselect
 from hardwon.mining.run import Mined, Mining, mine
-from hardwon.mining.select import AtRandom, Cyclic, Hardest, Selector
+from hardwon.mining.select import AtRandom, Cyclic, Hardest, Margin, Selector, Survivors, TopK
 
 __all__ = [
     "AtRandom",
@@ -12,10 +13,14 @@ __all__ = [
     "Cyclic",
     "Entry",
     "Hardest",
+    "Margin",
     "Mined",
     "Mining",
     "Selector",
+    "Survivors",
+    "TopK",
     "calibrate",
     "mine",
     "read_ledger",
+    "reselect",
 ]

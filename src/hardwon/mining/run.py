@@ -4,23 +4,24 @@ After UniME-V2 (arXiv:2510.13515), whose mining and judging were never released.
 the positive's minus beta. Raw judgements are kept, so other thresholds need no model.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from hardwon.artifacts import fingerprint, write_json
-from hardwon.errors import DataError, JudgeError, RecipeError
+from hardwon.errors import DataError, JudgeError, RecipeError, unknown
 from hardwon.items import Example, Item, write_examples
 from hardwon.mining import ledger as books
 from hardwon.mining.calibration import Calibration, calibrate
-from hardwon.mining.choose import Found, grade, select
+from hardwon.mining.choose import Fallback, Found, grade, looked_at, select
 from hardwon.mining.ledger import Entry
 from hardwon.mining.select import Cyclic, Selector
-from hardwon.models import Encoder, Pair, Scorer
+from hardwon.models import Encoder, Judgements, Pair, Scorer
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.search import retrieve
@@ -40,6 +41,9 @@ class Mining:
         ceiling: leave out candidates at or above this similarity (delta of the paper, which gives no value); None for none.
         skip: leave out so many of the most similar candidates; a poor man's judge.
         selector: which survivors are chosen.
+        fallback: what to do for a query of which fewer are chosen than wanted. "none" leaves it with fewer and counts it.
+            "paper" does as UniME-V2: the chosen are repeated, and where none survived, any that were judged are drawn with
+            the grade 1.0, although they are likely false negatives.
         within_source: search only candidates of the query's own data set.
         queries: mine for so many examples, drawn evenly over the sources; None for all.
         rest: give back the examples that were not mined for as well, as they are.
@@ -54,6 +58,7 @@ class Mining:
     ceiling: float | None = None
     skip: int = 0
     selector: Selector = field(default_factory=Cyclic)
+    fallback: Fallback = "none"
     within_source: bool = True
     queries: int | None = None
     rest: bool = False
@@ -65,6 +70,8 @@ class Mining:
             raise RecipeError(f"depth and keep must be at least 1, got {self.depth} and {self.keep}")
         if not 0 <= self.skip < self.depth:
             raise RecipeError(f"skip ({self.skip}) must be 0 or more and below depth ({self.depth})")
+        if self.fallback not in get_args(Fallback):
+            raise RecipeError(unknown("fallback", self.fallback, get_args(Fallback)))
         for name in ("judged", "queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,18 +88,36 @@ class Mined:
             stand among them.
         ledger: every retrieved candidate with verdict and rule.
         calibration: of the judge; None without one.
+        counts: queries by what happened to them: too few candidates, a positive that the judge graded low ...
+        about: what the ledger was made with: fingerprints "embedder" and "judge" (None without one), and the "settings" that
+            retrieval and judging depended on.
     """
 
     examples: tuple[Example, ...]
     ledger: tuple[Entry, ...]
     calibration: Calibration | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Numbers for people: queries with candidates, candidates kept and rejected."""
+        kept, rejected = (sum(entry.verdict == verdict for entry in self.ledger) for verdict in ("kept", "rejected"))
+        return {"queries": len({entry.row for entry in self.ledger}), "kept": kept, "rejected": rejected}
 
     def write(self, folder: Path, root: Path) -> None:
         """Write `examples.jsonl` (pictures named relative to `root`), `ledger.parquet` and `summary.json`."""
         write_examples(folder / "examples.jsonl", self.examples, root)
-        books.write(folder / "ledger.parquet", self.ledger)
+        books.write(folder / "ledger.parquet", self.ledger, self.about)
         calibration = asdict(self.calibration) if self.calibration else None
-        write_json(folder / "summary.json", {"ledger": books.summary(self.ledger), "calibration": calibration})
+        told = {"ledger": books.summary(self.ledger), "queries": self.counts, "calibration": calibration}
+        write_json(folder / "summary.json", told)
+
+
+def depends_on(settings: Mining) -> dict[str, Any]:
+    """The settings that decide what is retrieved, judged and checked; the others can be changed without a model."""
+    names = ("depth", "judged", "ceiling", "skip", "within_source", "queries", "seed")
+    return {name: getattr(settings, name) for name in names}
 
 
 def mine(
@@ -119,7 +144,7 @@ def mine(
     settings = settings or Mining()
     if not examples:
         raise DataError("nothing to mine: there are no examples")
-    rows = _chosen(examples, settings)
+    rows = rows_to_mine(examples, settings)
     found = _retrieve(examples, rows, embedder, settings)
     if not any(f.items for f in found):
         raise DataError("the pool holds nothing but the positives: mining needs candidates of other examples")
@@ -129,21 +154,44 @@ def mine(
     else:
         graded = list(_judge(examples, found, judge, settings, out))
         calibration = _calibration(examples, found, graded, judge, settings)
-        if calibration.auc < settings.min_auc:
-            raise JudgeError(
-                f"the judge tells gold pairs from random ones with AUC {calibration.auc:.3f}, below {settings.min_auc}: its "
-                "word would harm. Train it longer, take a better one, or lower min_auc to go on all the same"
-            )
+        believe(calibration, settings)
+    judged = [None if odds is None else Judgements(odds, np.zeros_like(odds)) for odds in graded]
+    about = {"embedder": embedder.fingerprint, "judge": judge.fingerprint if judge else None, "settings": depends_on(settings)}
+    return decided(examples, zip(found, judged, strict=True), calibration, about, settings=settings)
+
+
+def believe(calibration: Calibration, settings: Mining) -> None:
+    """Raise JudgeError if the judge is not to be believed."""
+    if calibration.auc < settings.min_auc:
+        raise JudgeError(
+            f"the judge tells gold pairs from random ones with AUC {calibration.auc:.3f}, below {settings.min_auc}: its "
+            "word would harm. Train it longer, take a better one, or lower min_auc to go on all the same"
+        )
+
+
+def decided(
+    examples: Sequence[Example],
+    judged: Iterable[tuple[Found, Judgements | None]],
+    calibration: Calibration | None,
+    about: Mapping[str, Any],
+    *,
+    settings: Mining,
+) -> Mined:
+    """The last stage: choose for every query from what was found and judged. No model is asked."""
     mined: dict[int, Example] = {}
-    entries = []
-    for f, grades in zip(found, graded, strict=True):
-        mined[f.row], lines = select(examples[f.row], f, grades, settings)
-        entries += lines
+    entries: list[Entry] = []
+    counts: Counter[str] = Counter()
+    for found, said in judged:
+        chosen = select(examples[found.row], found, said, settings)
+        mined[found.row] = chosen.example
+        entries += chosen.entries
+        counts.update(chosen.counts)
     given_back = range(len(examples)) if settings.rest else mined
-    return Mined(tuple(mined.get(n, examples[n]) for n in given_back), tuple(entries), calibration)
+    kept = tuple(mined.get(n, examples[n]) for n in given_back)
+    return Mined(kept, tuple(entries), calibration, dict(sorted(counts.items())), about)
 
 
-def _chosen(examples: Sequence[Example], settings: Mining) -> list[int]:
+def rows_to_mine(examples: Sequence[Example], settings: Mining) -> list[int]:
     """Rows to mine for: the same share of every source."""
     rows = list(range(len(examples)))
     if settings.queries is None or settings.queries >= len(rows):
@@ -158,29 +206,39 @@ def _chosen(examples: Sequence[Example], settings: Mining) -> list[int]:
     return sorted(chosen)
 
 
-def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining) -> list[Found]:
-    pools: dict[str, dict[str, Item]] = {}
+def pools(examples: Sequence[Example], settings: Mining) -> dict[str, dict[str, Item]]:
+    """The candidates that may be retrieved, by source (by "" if sources are not kept apart) and key."""
+    made: dict[str, dict[str, Item]] = {}
     for example in examples:
-        pool = pools.setdefault(example.source if settings.within_source else "", {})
+        pool = made.setdefault(example.source if settings.within_source else "", {})
         pool.update((c.item.key, c.item) for c in example.candidates)
+    return made
+
+
+def _retrieve(examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining) -> list[Found]:
+    by_source = pools(examples, settings)
     queries = embedder.encode([examples[n].query for n in rows], progress="embedding queries")
-    everything = {key: item for pool in pools.values() for key, item in pool.items()}
+    everything = {key: item for pool in by_source.values() for key, item in pool.items()}
     vectors = dict(zip(everything, embedder.encode(list(everything.values()), progress="embedding candidates"), strict=True))
     found: dict[int, Found] = {}
-    for source, pool in pools.items():
+    for source, pool in by_source.items():
         members = [n for n, row in enumerate(rows) if not settings.within_source or examples[row].source == source]
         if members:
             items = list(pool.values())
             corpus = np.stack([vectors[key] for key in pool])
             contents = [item.content for item in items]
-            exclude = [_known(examples[rows[n]], contents) for n in members]
+            exclude = [barred(examples[rows[n]], contents) for n in members]
             hits = retrieve(queries[members], corpus, settings.depth, exclude=exclude)
             for n, ids, scores in zip(members, hits.ids, hits.scores, strict=True):
-                found[n] = _found(rows[n], items, ids, scores, settings)
+                hit = [
+                    (items[i], s, rank) for rank, (i, s) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True)) if i >= 0
+                ]
+                gold = vectors[examples[rows[n]].gold[0].key]
+                found[n] = looked_at(rows[n], hit, _cosine(queries[n], gold), settings)
     return [found[n] for n in range(len(rows))]
 
 
-def _known(example: Example, contents: Sequence[str]) -> list[int]:
+def barred(example: Example, contents: Sequence[str]) -> list[int]:
     """Positions in the pool that may belong to the query: copies of its gold, related items, and the query itself."""
     known = {g.content for g in example.gold} | example.related | {example.query.content}
     if example.query.wordless:  # the bare picture that a composed query starts from
@@ -188,13 +246,9 @@ def _known(example: Example, contents: Sequence[str]) -> list[int]:
     return [n for n, content in enumerate(contents) if content in known]
 
 
-def _found(row: int, items: Sequence[Item], ids: np.ndarray, scores: np.ndarray, settings: Mining) -> Found:
-    kept = [
-        (items[i], float(s), rank)
-        for rank, (i, s) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True))
-        if i >= 0 and (settings.ceiling is None or s < settings.ceiling)
-    ][settings.skip :]
-    return Found(row, tuple(item for item, _, _ in kept), tuple(s for _, s, _ in kept), tuple(rank for *_, rank in kept))
+def _cosine(query: np.ndarray, other: np.ndarray) -> float:
+    """As `retrieve` scores a pair: summed in float64, rounded to float32."""
+    return float(np.float32((query.astype(np.float64) * other.astype(np.float64)).sum()))
 
 
 def _pairs(examples: Sequence[Example], f: Found, settings: Mining) -> list[Pair]:

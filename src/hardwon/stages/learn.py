@@ -223,9 +223,7 @@ class Mine:
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
         for shard in draft.path.glob("judge-*.safetensors"):
             shard.unlink()
-        kept = sum(entry.verdict == "kept" for entry in mined.ledger)
-        rejected = sum(entry.verdict == "rejected" for entry in mined.ledger)
-        queries = len({entry.row for entry in mined.ledger})
-        draft.stats |= {"queries": queries, "kept": kept, "rejected": rejected}
+        draft.stats |= mined.stats
+        kept, rejected, queries = (mined.stats[name] for name in ("kept", "rejected", "queries"))
         told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
         return f"{kept} hard negatives for {queries} queries{told}"
