@@ -119,6 +119,7 @@ class Body:
         processor = getattr(self.model[0], "processor", None)
         around = [repr(self.model), str(self.model.max_seq_length), str(getattr(processor, "chat_template", ""))]
         around.append(repr((self.model.default_prompt_name, sorted(self.model.prompts.items()))))
+        around.append(_spelling(self.tokenizer))
         pictures = getattr(processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__
@@ -367,6 +368,13 @@ def _belongs(name: str, part: str) -> bool:
     if part == "words":
         return any(f"{table}." in name for table in ("word_embeddings", "embed_tokens", "token_embedding"))
     return name.startswith(part) or inner.startswith(part)
+
+
+def _spelling(tokenizer: Any) -> str:
+    """How words become tokens. What comes before the added tokens is left out: the last call's lengths are noted there."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = repr(tokenizer) if fast is None else fast.to_str().partition('"added_tokens"')[2]
+    return rules + str(getattr(tokenizer, "truncation_side", ""))
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
