@@ -43,7 +43,7 @@ def test_what_has_no_usable_judgement_is_never_chosen():
     assert [text for text, _ in kept(chosen)] == ["c0", "c3"]
     assert [(e.verdict, e.rule, e.problem, e.yes) for e in chosen.entries[1:3]] == [
         ("spare", "no usable judgement", "HTTP 500", None),
-        ("spare", "not judged", "", None),
+        ("spare", "beyond the budget", "", None),
     ]
     assert chosen.counts == ("fewer chosen than wanted",)
     assert not chosen.example.related

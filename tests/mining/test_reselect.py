@@ -111,7 +111,7 @@ def test_a_judgement_that_is_missing_stays_missing(angled, judging, by_hash):
         for e in made.ledger
     ]
     again = reselect(dataclasses.replace(made, ledger=tuple(ledger)), examples, settings=WIDE)
-    assert [e.rule for e in again.ledger if e.rank < 2] == ["not judged", "no usable judgement"] * 10
+    assert [e.rule for e in again.ledger if e.rank < 2] == ["beyond the budget", "no usable judgement"] * 10
     assert [e.problem for e in again.ledger if e.rank < 2] == ["", "HTTP 500"] * 10
 
 

@@ -229,7 +229,7 @@ def _fates(example: Example, found: Found, judged: Judgements | None, rules: Rul
             if positive is None:
                 unknown[n] = "the positive has no usable judgement"
             elif mark is None:
-                unknown[n] = "no usable judgement" if n + 1 in judged.problems else "not judged"
+                unknown[n] = "no usable judgement" if n + 1 in judged.problems else "beyond the budget"
             elif mark > positive - rules.beta:
                 # With all copies: the same text or picture may be in the pool under several instructions.
                 false.add(contents[n])

@@ -12,8 +12,11 @@ from hardwon.items import Example, Item
 from hardwon.mining import ledger as books
 from hardwon.mining.calibration import Calibration
 from hardwon.mining.choose import Found, looked_at
+from hardwon.mining.judging import believe
 from hardwon.mining.ledger import Entry
-from hardwon.mining.run import Mined, Mining, barred, believe, decided, depends_on, pools, rows_to_mine
+from hardwon.mining.retrieval import barred, pools, rows_to_mine
+from hardwon.mining.run import Mined, decided, depends_on
+from hardwon.mining.settings import Mining
 from hardwon.models import Judgements
 
 FIXED = ("within_source", "queries", "seed")  # what is retrieved, for whom, and on what the judge was checked
@@ -24,7 +27,7 @@ def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Minin
 
     `keep`, `beta`, `selector`, `fallback`, `rest` and `min_auc` may be anything. `ceiling`, `skip`, `depth` and `judged` may
     be anything that asks for no candidate that was not retrieved or judged then; a candidate that the judge was to be asked
-    about but was not (a budget) stays "not judged".
+    about but was not (a budget) stays "beyond the budget".
 
     Args:
         made: what `mine` returned, or the folder where it was written.
@@ -75,7 +78,7 @@ def _opened(made: Mined | Path) -> tuple[Sequence[Entry], Calibration | None, Ma
         raise ArtifactError(f"{file} does not say what it was made with: another version of hardwon wrote it; mine again")
     told = json.loads((made / "summary.json").read_text(encoding="utf-8"))["calibration"]
     if told is not None:
-        told = Calibration(told["auc"], told["ece"], tuple(told["gold"]), tuple(told["random"]))
+        told = Calibration.from_json(told)
     return books.read(file), told, about
 
 

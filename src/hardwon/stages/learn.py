@@ -179,6 +179,8 @@ class Train:
 class Mine:
     """Mine hard negatives.
 
+    What the judge says is kept in the workspace's `judgements`, for later rounds too.
+
     Attributes:
         out: see `Stage`; `examples.jsonl` (with picture paths as in the data) and `ledger.parquet` are written there.
         model: embedder that retrieves.
@@ -218,11 +220,9 @@ class Mine:
             if self.calibrate:
                 judge = Blend.fit(embedder, judge, load_examples(workspace, self.calibrate, self.on_error, self.root))
                 draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
-        mined = mine(examples, embedder, judge, settings=self.settings, out=draft.path)
+        mined = mine(examples, embedder, judge, settings=self.settings, store=workspace.root / "judgements")
         data = workspace.path(self.data)
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
-        for shard in draft.path.glob("judge-*.safetensors"):
-            shard.unlink()
         draft.stats |= mined.stats
         kept, rejected, queries = (mined.stats[name] for name in ("kept", "rejected", "queries"))
         told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
