@@ -9,15 +9,18 @@ import runpy
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import tiny
 import torch
 import torch.multiprocessing as mp
+from fakes import FakeEncoder
 from tiny import gradient_of
 
 from hardwon import distributed
@@ -26,7 +29,8 @@ from hardwon.errors import BadItems, Diverged
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
 from hardwon.losses.amplified import Kind
-from hardwon.models import Embedder, Reranker, precision
+from hardwon.mining import Mining, judging, mine
+from hardwon.models import Embedder, Judgements, Reranker, cached, precision
 from hardwon.training import Memory, Settings, run, train
 from hardwon.training.batches import listed, shared
 from hardwon.training.objective import LearnedTemperature, Objective
@@ -318,6 +322,39 @@ def sums(bucket: int) -> dict:
         "same": [parameter.detach() for parameter in same],
         "world": (world.rank, world.size, world.first),
     }
+
+
+class Logged(FakeEncoder):
+    """An encoder and a slow judge that log what they are asked about before they answer."""
+
+    def __init__(self, log: Path, pause: float):
+        super().__init__()
+        self.log, self.pause = log, pause
+
+    def note(self, word: str, keys: Sequence[str]) -> None:
+        with open(self.log, "ab", buffering=0) as file:  # in one write: whoever reads the log sees whole calls
+            file.write(f"{word} {' '.join(keys)}\n".encode())
+
+    def encode(self, items, *, progress=""):
+        self.note("embed", [item.key for item in items])
+        return super().encode(items)
+
+    def judge(self, pairs, *, progress=""):
+        keys = [query.key + item.key for query, item in pairs]
+        self.note("judge", keys)
+        time.sleep(self.pause)
+        yes = np.array([int(key, 16) % 8001 / 1000 - 4 for key in keys], dtype=np.float32)
+        return Judgements(yes, np.ones_like(yes))
+
+
+def mining(out: Path, pause: float) -> None:
+    """Mine for sixty queries; batches and chunks are small."""
+    judging.BATCH, cached.CHUNK = 20, 16
+    model = Logged(out / "log", pause)
+    data = [Example(Item(text=f"q{n}"), (Candidate(Item(text=f"t{n}"), origin="gold"),), "s") for n in range(60)]
+    mined = mine(data, model, model, settings=Mining(depth=6, keep=3, min_auc=0.0), store=out / "store")
+    (out / "artifact").mkdir()
+    mined.write(out / "artifact", out)
 
 
 def starting(embedder: str) -> str:

@@ -1,25 +1,49 @@
 import dataclasses
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from hardwon.errors import ArtifactError
 from hardwon.mining import Entry, ledger, read_ledger
 
-JUDGED = Entry(3, "s", "q" * 32, "c" * 32, "d" * 32, 7, 0.5, -1.25, 0.25, 0.75, "kept", "cyclic")
-PLAIN = dataclasses.replace(JUDGED, judge=None, grade=None, gold_grade=None, verdict="spare", rule="not selected")
+KEYS = (3, "s", "q" * 32, "c" * 32, "d" * 32, 7, 0.5, 0.75)
+JUDGED = Entry(*KEYS, -1.25, 0.5, 0.25, "", 2.5, 0.5, 0.75, "", "kept", "cyclic")
+PLAIN = dataclasses.replace(
+    JUDGED, yes=None, no=None, grade=None, problem="HTTP 500", gold_yes=None, gold_no=None, gold_grade=None,
+    gold_problem="no answer", verdict="spare", rule="not selected",
+)  # fmt: skip
 
 
-def test_what_was_written_is_read(tmp_path):
-    ledger.write(tmp_path / "l.parquet", [JUDGED, PLAIN])  # floats that float32 holds exactly
-    assert read_ledger(tmp_path / "l.parquet") == [JUDGED, PLAIN]
+def test_what_was_written_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "_AT_ONCE", 2)
+    ledger.write(tmp_path / "l.parquet", [JUDGED, PLAIN, JUDGED], {"judge": "é"})  # floats that float32 holds exactly
+    assert read_ledger(tmp_path / "l.parquet") == [JUDGED, PLAIN, JUDGED]
+    assert ledger.about(tmp_path / "l.parquet") == {"judge": "é"}
 
 
 def test_an_empty_ledger_keeps_its_columns(tmp_path):
     ledger.write(tmp_path / "l.parquet", [])
     assert read_ledger(tmp_path / "l.parquet") == []
     assert pq.read_schema(tmp_path / "l.parquet").names == [f.name for f in dataclasses.fields(Entry)]
+    assert ledger.about(tmp_path / "l.parquet") == {}
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path):
+    pq.write_table(pa.table({"row": [1], "judge": [0.5]}), tmp_path / "l.parquet")
+    with pytest.raises(ArtifactError, match=r"has no column .*yes.*: another version of hardwon wrote it"):
+        read_ledger(tmp_path / "l.parquet")
+    assert ledger.about(tmp_path / "l.parquet") == {}
 
 
 def test_summary_counts_verdicts_and_rules_the_most_frequent_first():
     found = ledger.summary([JUDGED, PLAIN, PLAIN])
     assert list(found.items()) == [("spare: not selected", 2), ("kept: cyclic", 1)]
     assert ledger.summary([]) == {}
+
+
+def test_disagreement_is_the_distance_of_two_gaps():
+    """The judge puts the candidate 0.5 below the positive, the embedder 0.25."""
+    assert JUDGED.disagreement == 0.25
+    assert dataclasses.replace(JUDGED, similarity=1.0).disagreement == 0.75
+    assert PLAIN.disagreement is None

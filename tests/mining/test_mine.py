@@ -7,7 +7,7 @@ from PIL import Image
 
 from hardwon.errors import DataError, RecipeError
 from hardwon.items import Candidate, Example, Item, read_examples
-from hardwon.mining import AtRandom, Cyclic, Hardest, Mining, mine, read_ledger
+from hardwon.mining import AtRandom, Cyclic, Hardest, Mining, ledger, mine, read_ledger
 
 
 def negatives(example):
@@ -25,7 +25,8 @@ def test_the_nearest_of_the_others_without_a_judge(angled):
     lines = [e for e in mined.ledger if e.row == 2]
     assert [e.rank for e in lines] == [0, 1, 2, 3]
     assert [e.similarity for e in lines] == pytest.approx([1.0, 0.996195, 0.965926, 0.939693], abs=1e-5)
-    assert {(e.judge, e.grade, e.gold_grade) for e in lines} == {(None, None, None)}
+    assert {(e.yes, e.no, e.grade, e.gold_yes, e.gold_grade) for e in lines} == {(None,) * 5}
+    assert [e.gold_similarity for e in lines] == [pytest.approx(0.984808)] * 4  # cos 10
 
 
 def test_fewer_candidates_than_asked_for_are_all_of_them(angled):
@@ -102,8 +103,11 @@ def test_ceiling_and_skip_leave_out_the_top_and_ranks_stay_those_of_the_retrieva
     settings = Mining(depth=6, keep=9, ceiling=0.99, skip=1)  # cos 5 = 0.996, cos 10 = 0.985
     mined = mine(examples, encoder, settings=settings)
     assert negatives(mined.examples[0]) == ["st3", "st4", "st5", "st6"]  # st1 by the ceiling, st2 skipped
-    assert [e.rank for e in mined.ledger if e.row == 0] == [2, 3, 4, 5]
-    assert all(e.similarity < 0.99 for e in mined.ledger)
+    assert [(e.rank, e.verdict, e.rule) for e in mined.ledger if e.row == 0] == [
+        (0, "spare", "similarity >= 0.99"),
+        (1, "spare", "one of the 1 most similar, skipped"),
+        *((rank, "kept", "cyclic") for rank in (2, 3, 4, 5)),
+    ]
 
 
 def test_a_ceiling_below_everything_leaves_nothing_to_mine(angled):
@@ -172,3 +176,6 @@ def test_what_was_mined_can_be_written_and_read(angled, judging, tmp_path):
     told = json.loads((tmp_path / "summary.json").read_text())
     assert told["calibration"]["auc"] == 1.0
     assert told["ledger"] == {"spare: not selected": 70, "kept: cyclic": 20}
+    assert told["queries"] == {}
+    about = ledger.about(tmp_path / "ledger.parquet")
+    assert (about["embedder"], about["judge"], about["settings"]["depth"]) == ("fake", "judge", 50)

@@ -6,7 +6,7 @@ import pytest
 from hardwon.errors import JudgeError
 from hardwon.items import Candidate, Example, Item
 from hardwon.mining import Hardest, Mining, mine
-from hardwon.mining import run as running
+from hardwon.mining import judging as asking
 
 SURE = Mining(depth=9, keep=9, selector=Hardest())
 
@@ -38,8 +38,9 @@ def test_the_rule_against_hand_values(angled, judging):
         "beyond the judged depth",
     ]
     assert [e.grade for e in lines] == [pytest.approx(g, abs=1e-5) if g else None for g in (0.75, 0.71, 0.69, 0.2, None)]
-    assert lines[0].judge == pytest.approx(odds(0.75), abs=1e-5)
-    assert lines[4].judge is None
+    assert (lines[0].yes, lines[0].no) == (pytest.approx(odds(0.75), abs=1e-5), 0.0)  # log-odds stand against 0
+    assert (lines[4].yes, lines[4].no, lines[4].problem) == (None, None, "")
+    assert [(e.gold_yes, e.gold_no) for e in lines] == [(pytest.approx(odds(0.8), abs=1e-5), 0.0)] * 5
     assert [e.gold_grade for e in lines] == pytest.approx([0.8] * 5, abs=1e-5)
     first = mined.examples[0]
     assert first.related == {Item(text="st1").content, Item(text="st2").content}
@@ -71,7 +72,7 @@ def test_negatives_that_were_given_are_judged_and_not_doubled(angled, judging):
 
 def test_beta_moves_the_line(angled, judging):
     examples, encoder = angled
-    judge = judging(lambda q, i: right(q, i) if q.text != "sq0" else odds(0.8 - 0.1 * int(i.text[2:]) + 0.001))
+    judge = judging(lambda q, i: right(q, i) if q.text != "sq0" else odds(0.8 - 0.1 * int(i.text[-1]) + 0.001))
     kept = {}
     for beta in (0.0, 0.15, 0.35, -1.0):
         mined = mine(examples, encoder, judge, settings=Mining(depth=5, keep=9, beta=beta, min_auc=0.0))
@@ -82,17 +83,17 @@ def test_beta_moves_the_line(angled, judging):
     assert kept[-1.0] == kept[0.0]
 
 
-def test_the_judge_is_asked_about_positive_and_top_only(angled, judging):
+def test_the_judge_is_checked_first_and_then_asked_about_the_top_only(angled, judging):
     examples, encoder = angled
     judge = judging(right)
     mine(examples, encoder, judge, settings=Mining(depth=6, judged=2, keep=4))
-    asked, checked = judge.asked
-    assert [(q.text, i.text) for q, i in asked[:6]] == [
-        ("sq0", "st0"), ("sq0", "st1"), ("sq0", "st2"), ("sq1", "st1"), ("sq1", "st0"), ("sq1", "st2"),
-    ]  # fmt: skip
-    assert len(asked) == 3 * len(examples)
-    assert all(q.text[2:] != i.text[2:] for q, i in checked)  # random pairs are no positives
-    assert len(checked) == len(examples)
+    checks, asked = judge.asked
+    assert {(q, i) for q, i in checks[:10]} == {(e.query, e.gold[0]) for e in examples}
+    assert all(q.text[2:] != i.text[2:] for q, i in checks[10:20])  # random pairs are no positives
+    assert [(q, i.text) for q, i in checks[20:]] == [(q, f"{asking.INJECTED} {i.text}") for q, i in checks[10:20]]
+    nearest = {("sq0", "st1"), ("sq0", "st2"), ("sq1", "st0"), ("sq1", "st2")}
+    nearest |= {(f"sq{n}", f"st{m}") for n in range(2, 10) for m in (0, 1)}
+    assert {(q.text, i.text) for q, i in asked} == nearest - {(q.text, i.text) for q, i in checks}  # nothing twice
 
 
 def test_calibration_of_a_good_judge(angled, judging):
@@ -104,33 +105,16 @@ def test_calibration_of_a_good_judge(angled, judging):
     assert found.ece == pytest.approx(1 / (1 + np.exp(4.0)))
 
 
-def test_a_blind_judge_is_refused(angled, judging, by_hash):
+def test_a_blind_judge_is_refused_before_it_costs_much(angled, judging):
     examples, encoder = angled
-    with pytest.raises(JudgeError, match=r"AUC 0\.500, below 0\.8: .* lower min_auc"):
-        mine(examples, encoder, judging(lambda q, i: 1.0), settings=SURE)
+    blind = judging(lambda q, i: 1.0)
+    told = r"AUC 0\.500, below 0\.8 \(calibration error 0\.231; grades of gold pairs by tenths \[.*10.*\]\): .* lower min_auc"
+    with pytest.raises(JudgeError, match=told):
+        mine(examples, encoder, blind, settings=SURE)
+    assert [len(asked) for asked in blind.asked] == [30]  # gold, random, canaries; nothing of what was retrieved
     with pytest.raises(JudgeError, match=r"AUC 0\.000"):
         mine(examples, encoder, judging(lambda q, i: -right(q, i)), settings=Mining(min_auc=0.1))
     assert mine(examples, encoder, judging(lambda q, i: 1.0), settings=Mining(min_auc=0.5)).calibration.auc == 0.5
-
-
-def test_a_judge_that_gives_no_number_is_refused(angled, judging):
-    examples, encoder = angled
-    sick = judging(lambda q, i: float("nan") if q.text == "sq3" else right(q, i))
-    with pytest.raises(JudgeError, match="gave 10 scores that are not finite"):
-        mine(examples, encoder, sick, settings=SURE)
-    with pytest.raises(JudgeError, match="not finite"):
-        mine(examples, encoder, judging(lambda q, i: float("inf")), settings=SURE)
-    # Only on pairs that mining itself does not ask about: the check is no back door.
-    asked = {(q.text, i.text) for q, i in _asked(examples, encoder, judging)}
-    late = judging(lambda q, i: right(q, i) if (q.text, i.text) in asked else float("nan"))
-    with pytest.raises(JudgeError, match="not finite"):
-        mine(examples, encoder, late, settings=Mining(depth=1, keep=1))
-
-
-def _asked(examples, encoder, judging):
-    judge = judging(right)
-    mine(examples, encoder, judge, settings=Mining(depth=1, keep=1))
-    return judge.asked[0]
 
 
 def test_a_judge_that_cannot_be_checked_is_refused(encoder, judging):
@@ -142,38 +126,50 @@ def test_a_judge_that_cannot_be_checked_is_refused(encoder, judging):
 
 
 def test_an_interrupted_judge_goes_on_where_it_stopped(pairs, encoder, judging, by_hash, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "SHARD", 4)
+    monkeypatch.setattr(asking, "BATCH", 16)
     examples, settings = pairs(18), Mining(depth=3, keep=2, min_auc=0.0)
     whole = judging(by_hash)
-    undisturbed = mine(examples, encoder(dim=3), whole, settings=settings, out=tmp_path / "whole")
-    assert [len(pairs) for pairs in whole.asked] == [16, 16, 16, 16, 8, 18]  # 4 queries a time; the last call is the check
-
-    dying = judging(by_hash, calls=3)
-    with pytest.raises(RuntimeError, match="fell over"):
-        mine(examples, encoder(dim=3), dying, settings=settings, out=tmp_path / "cut")
-    assert len(list((tmp_path / "cut").glob("judge-*.safetensors"))) == 3
-
-    again = judging(by_hash)
-    resumed = mine(examples, encoder(dim=3), again, settings=settings, out=tmp_path / "cut")
-    assert [len(pairs) for pairs in again.asked] == [16, 8, 18]
-    assert resumed == undisturbed
+    undisturbed = mine(examples, encoder(dim=3), whole, settings=settings, store=tmp_path / "whole")
+    sizes = [len(asked) for asked in whole.asked]
+    assert sizes[:4] == [16, 16, 16, 6]  # 18 gold, 18 random, 18 canaries
+    for calls in range(1, len(sizes)):
+        folder = tmp_path / str(calls)
+        with pytest.raises(RuntimeError, match="fell over"):
+            mine(examples, encoder(dim=3), judging(by_hash, calls=calls), settings=settings, store=folder)
+        again = judging(by_hash)
+        assert mine(examples, encoder(dim=3), again, settings=settings, store=folder) == undisturbed
+        assert again.asked == whole.asked[calls:]
     third = judging(by_hash)
-    assert mine(examples, encoder(dim=3), third, settings=settings, out=tmp_path / "cut") == undisturbed
-    assert [len(pairs) for pairs in third.asked] == [18]
+    assert mine(examples, encoder(dim=3), third, settings=settings, store=tmp_path / "whole") == undisturbed
+    assert not third.asked
+
+
+def test_another_embedder_costs_only_pairs_that_were_never_judged(pairs, encoder, judging, by_hash, tmp_path):
+    examples, settings = pairs(30), Mining(depth=4, keep=2, min_auc=0.0)
+    first, second, alone = judging(by_hash), judging(by_hash), judging(by_hash)
+    turned = encoder({"st3": 40, "sq5": 100}, dim=3)
+    turned.fingerprint = "turned"
+    one = mine(examples, encoder(dim=3), first, settings=settings, store=tmp_path)
+    two = mine(examples, turned, second, settings=settings, store=tmp_path)
+    assert two == mine(examples, turned, alone, settings=settings) != one
+    said = {pair for asked in first.asked for pair in asked}
+    wanted = {pair for asked in alone.asked for pair in asked}
+    assert {pair for asked in second.asked for pair in asked} == wanted - said
+    assert 0 < sum(map(len, second.asked)) < sum(map(len, alone.asked))
 
 
 def test_judgements_of_other_questions_are_not_taken(pairs, encoder, judging, by_hash, tmp_path):
-    """The same folder with other examples, other settings, another judge."""
+    """The same folder with other examples, another judge."""
     settings = Mining(depth=3, keep=2, min_auc=0.0)
-    mine(pairs(6), encoder(dim=3), judging(by_hash), settings=settings, out=tmp_path)
-    for examples, how, judge in (
-        (pairs(6, "other"), settings, judging(by_hash)),
-        (pairs(6), Mining(depth=4, keep=2, min_auc=0.0), judging(by_hash)),
-        (pairs(6), settings, judging(lambda q, i: 1 - by_hash(q, i), fingerprint="another")),
+    mine(pairs(6), encoder(dim=3), judging(by_hash), settings=settings, store=tmp_path)
+    for examples, judge in (
+        (pairs(6, "other"), judging(by_hash)),
+        (pairs(6), judging(lambda q, i: 1 - by_hash(q, i), fingerprint="another")),
     ):
-        found = mine(examples, encoder(dim=3), judge, settings=how, out=tmp_path)
-        assert len(judge.asked) == 2
-        assert found == mine(examples, encoder(dim=3), judge, settings=how)
+        found = mine(examples, encoder(dim=3), judge, settings=settings, store=tmp_path)
+        alone = judging(judge.rule, fingerprint=judge.fingerprint)
+        assert found == mine(examples, encoder(dim=3), alone, settings=settings)
+        assert judge.asked == alone.asked
 
 
 def test_without_a_folder_nothing_is_written(pairs, encoder, judging, by_hash, tmp_path, monkeypatch):

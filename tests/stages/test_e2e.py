@@ -96,7 +96,7 @@ def test_every_stage_leaves_a_whole_artifact(done):
     kinds = [artifacts.load(home / "runs/own" / out).kind for out in OUTS]
     assert kinds == ["model", "negatives", "model", "negatives", "model", "evaluation", "evaluation", "index", "report"]
     left = {p.name for p in (home / "runs/own").iterdir()}
-    assert left == {*OUTS, "features"}  # nothing is written beside them
+    assert left == {*OUTS, "features", "judgements"}  # nothing else is written beside them
     for model in ("round1", "reranker", "round2"):
         assert not (home / "runs/own" / model / "checkpoint").exists()
 

@@ -1,14 +1,20 @@
 """The ledger: what became of every retrieved candidate, and why."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hardwon.errors import ArtifactError
+
 Verdict = Literal["kept", "rejected", "spare"]
+
+_ABOUT = b"hardwon"
+_AT_ONCE = 100_000  # lines turned into a table at a time
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,16 @@ class Entry:
         content: content hash of the candidate, without its instruction.
         rank: place in the retrieval, 0 is the most similar.
         similarity: cosine of the embedder.
-        judge: raw log-odds of the judge, None if it was not asked.
-        grade: the judge's grade in [0, 1].
-        gold_grade: the judge's grade of the query's own positive.
-        verdict: "kept" (a hard negative), "rejected" (a likely false negative) or "spare" (fit, but not chosen).
+        gold_similarity: cosine of the query's own positive.
+        yes: the judge's logit of Yes, as it was given; None if it was not asked or gave no usable answer.
+        no: its logit of No.
+        grade: the judge's grade in [0, 1]: the softmax over the two.
+        problem: why there is no usable answer; empty if there is one, or if nobody asked.
+        gold_yes: as `yes`, of the query's own positive.
+        gold_no: as `no`.
+        gold_grade: as `grade`.
+        gold_problem: as `problem`.
+        verdict: "kept" (a hard negative), "rejected" (a likely false negative) or "spare" (anything else).
         rule: the rule that decided.
     """
 
@@ -37,11 +49,28 @@ class Entry:
     content: str
     rank: int
     similarity: float
-    judge: float | None
+    gold_similarity: float
+    yes: float | None
+    no: float | None
     grade: float | None
+    problem: str
+    gold_yes: float | None
+    gold_no: float | None
     gold_grade: float | None
+    gold_problem: str
     verdict: Verdict
     rule: str
+
+    @property
+    def disagreement(self) -> float | None:
+        """How far judge and embedder are apart on whether the candidate fits as well as the positive.
+
+        The difference of (grade - grade of the positive) and (similarity - similarity of the positive), in absolute value;
+        None without both grades.
+        """
+        if self.grade is None or self.gold_grade is None:
+            return None
+        return abs((self.grade - self.gold_grade) - (self.similarity - self.gold_similarity))
 
 
 SCHEMA = pa.schema(
@@ -53,23 +82,48 @@ SCHEMA = pa.schema(
         ("content", pa.string()),
         ("rank", pa.int32()),
         ("similarity", pa.float32()),
-        ("judge", pa.float32()),
+        ("gold_similarity", pa.float32()),
+        ("yes", pa.float32()),
+        ("no", pa.float32()),
         ("grade", pa.float32()),
+        ("problem", pa.string()),
+        ("gold_yes", pa.float32()),
+        ("gold_no", pa.float32()),
         ("gold_grade", pa.float32()),
+        ("gold_problem", pa.string()),
         ("verdict", pa.string()),
         ("rule", pa.string()),
     ]
 )
 
 
-def write(path: Path, entries: Iterable[Entry]) -> None:
-    """Write a Parquet file."""
-    pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA), path, compression="zstd")
+def write(path: Path, entries: Sequence[Entry], about: Mapping[str, Any] | None = None) -> None:
+    """Write a Parquet file; `about` (fingerprints of the models, settings) is kept as JSON in its metadata."""
+    schema = SCHEMA.with_metadata({_ABOUT: json.dumps(about or {}, sort_keys=True).encode()})
+    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+        for start in range(0, len(entries), _AT_ONCE):
+            rows = [asdict(entry) for entry in entries[start : start + _AT_ONCE]]
+            file.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def read(path: Path) -> list[Entry]:
-    """Read what `write` wrote."""
-    return [Entry(**row) for row in pq.read_table(path).to_pylist()]
+    """Read what `write` wrote.
+
+    Raises:
+        ArtifactError: it has other columns.
+    """
+    with pq.ParquetFile(path) as file:
+        missing = set(SCHEMA.names) - set(file.schema_arrow.names)
+        if missing:
+            raise ArtifactError(
+                f"{path} has no column {', '.join(sorted(missing))}: another version of hardwon wrote it; mine again"
+            )
+        return [Entry(**row) for batch in file.iter_batches(columns=SCHEMA.names) for row in batch.to_pylist()]
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What `write` was told: "embedder" and "judge" are fingerprints, "settings" those that the ledger depends on."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(_ABOUT, b"{}"))
 
 
 def summary(entries: Sequence[Entry]) -> dict[str, int]:

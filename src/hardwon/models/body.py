@@ -105,6 +105,7 @@ class Body:
             self._digest = (state, weights_digest(self.model))
         around = [repr(self.model), str(self.model.max_seq_length), str(getattr(self.processor, "chat_template", ""))]
         around.append(repr((self.model.default_prompt_name, sorted(self.model.prompts.items()))))
+        around.append(_spelling(self.tokenizer))
         pictures = getattr(self.processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__
@@ -369,6 +370,13 @@ def _belongs(name: str, part: str) -> bool:
     if part == "words":
         return any(f"{table}." in name for table in ("word_embeddings", "embed_tokens", "token_embedding"))
     return name.startswith(part) or inner.startswith(part)
+
+
+def _spelling(tokenizer: Any) -> str:
+    """How words become tokens. What comes before the added tokens is left out: the last call's lengths are noted there."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = repr(tokenizer) if fast is None else fast.to_str().partition('"added_tokens"')[2]
+    return rules + str(getattr(tokenizer, "truncation_side", ""))
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from hardwon.errors import DataError, ModelError
 
 UNIT_TOLERANCE = 1e-3  # how far the length of a unit vector may be from 1
-SPARE = 32  # candidates fetched beyond those asked for, so that the k-th place is seldom in doubt
+SPARE = 16  # candidates fetched beyond those asked for, so that the k-th place is seldom in doubt
 MOST_EXCLUDED = 1024  # more exclusions than this in one query are left to the search through the whole corpus
 FETCHED_AT_ONCE = 2**22  # (query, candidate) places held at a time: 12 bytes each
 RESCORED_AT_ONCE = 2**23  # numbers of the corpus in float64 held at a time: 64 MB
@@ -87,17 +87,21 @@ def nearest(
     barred = _barred(exclude, len(queries), len(corpus))
     ids = np.full((len(queries), k), -1, dtype=np.int64)
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    fetch = min(len(corpus), k + SPARE + k // 4 + min(MOST_EXCLUDED, max(map(len, barred), default=0)))
+    fetch = min(len(corpus), k + SPARE + min(MOST_EXCLUDED, max(map(len, barred), default=0)))
     step = max(1, min(block, FETCHED_AT_ONCE // fetch))
+    reach = _rounding(corpus.shape[1])
     for start in range(0, len(queries), step):
-        rough, fetched = faiss.knn(queries[start : start + step], corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
-        for row, query in enumerate(queries[start : start + step], start):
-            own = np.setdiff1d(fetched[row - start], barred[row], assume_unique=True)
-            best, exact = _best(query, corpus, own, k)
-            bound = float(rough[row - start, -1]) + _rounding(corpus.shape[1])  # no candidate left behind scores more
-            if fetch < len(corpus) and not (len(best) == k and float(exact[-1]) > bound):
-                best, exact = _best(query, corpus, _within_reach(query, corpus, k, barred[row]), k)
-            ids[row, : len(best)], scores[row, : len(best)] = best, exact
+        part, own = slice(start, start + step), barred[start : start + step]
+        rough, fetched = faiss.knn(queries[part], corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+        best, exact = _decide(queries[part], corpus, _without(rough, fetched, own), fetched, k)
+        ids[part, : best.shape[1]], scores[part, : best.shape[1]] = best, exact
+        # No candidate that was left behind scores more than this.
+        unsure = ~(scores[part, -1] > rough[:, -1].astype(np.float64) + reach) if fetch < len(corpus) else ()
+        for row in np.flatnonzero(unsure):
+            query = queries[start + row]
+            best, exact = _best(query, corpus, _within_reach(query, corpus, k, own[row]), k)
+            ids[start + row], scores[start + row] = -1, -np.inf
+            ids[start + row, : len(best)], scores[start + row, : len(best)] = best, exact
     return Found(ids, scores)
 
 
@@ -145,16 +149,56 @@ def _rounding(width: int) -> float:
     return 1.02 * (width + 8) * 2.0**-24
 
 
-def _best(
-    query: Float32[np.ndarray, " d"], corpus: Float32[np.ndarray, "n d"], ids: Int64[np.ndarray, " m"], k: int
-) -> tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
-    """The best k of `ids` and their scores: products and sums in float64, then rounded."""
+def _without(
+    rough: Float32[np.ndarray, "q m"], fetched: Int64[np.ndarray, "q m"], barred: Sequence[Int64[np.ndarray, " _"]]
+) -> Float32[np.ndarray, "q m"]:
+    """The products with -inf for those of excluded ids."""
+    left = rough.copy()
+    for row, ids in enumerate(barred):
+        if len(ids):
+            left[row, np.isin(fetched[row], ids)] = -np.inf
+    return left
+
+
+def _decide(
+    queries: Float32[np.ndarray, "q d"],
+    corpus: Float32[np.ndarray, "n d"],
+    rough: Float32[np.ndarray, "q m"],
+    fetched: Int64[np.ndarray, "q m"],
+    k: int,
+) -> tuple[Int64[np.ndarray, "q _"], Float32[np.ndarray, "q _"]]:
+    """The best k of what was fetched for each query, and their scores: -1 and -inf where there are no more."""
+    kept = min(k, rough.shape[1])
+    last = np.partition(rough, rough.shape[1] - kept, axis=1)[:, -kept].astype(np.float64)
+    # What is further below the k-th than rounding explains cannot be among the best.
+    wanted = (rough >= (last - 2 * _rounding(corpus.shape[1]))[:, None]) & (rough > -np.inf)
+    exact = np.full(rough.shape, -np.inf, dtype=np.float32)
+    for row, query in enumerate(queries):
+        exact[row, wanted[row]] = _scores(query, corpus, fetched[row, wanted[row]])
+    order = np.lexsort((fetched, -exact), axis=1)[:, :kept]
+    best = np.take_along_axis(exact, order, axis=1)
+    return np.where(best > -np.inf, np.take_along_axis(fetched, order, axis=1), -1), best
+
+
+def _scores(
+    query: Float32[np.ndarray, " d"], corpus: Float32[np.ndarray, "n d"], ids: Int64[np.ndarray, " m"]
+) -> Float32[np.ndarray, " m"]:
+    """Products and sums in float64, then rounded."""
     wide = query.astype(np.float64)
     exact = np.empty(len(ids), dtype=np.float32)
     step = max(1, RESCORED_AT_ONCE // len(query))
     for start in range(0, len(ids), step):
         # Not a matrix product: its order of additions depends on the number of rows, that of `sum` along a row does not.
-        exact[start : start + step] = (corpus[ids[start : start + step]] * wide).sum(axis=1)
+        rows = corpus[ids[start : start + step]].astype(np.float64)
+        exact[start : start + step] = np.multiply(rows, wide, out=rows).sum(axis=1)
+    return exact
+
+
+def _best(
+    query: Float32[np.ndarray, " d"], corpus: Float32[np.ndarray, "n d"], ids: Int64[np.ndarray, " m"], k: int
+) -> tuple[Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
+    """The best k of `ids` and their scores."""
+    exact = _scores(query, corpus, ids)
     order = np.lexsort((ids, -exact))[:k]
     return ids[order], exact[order]
 

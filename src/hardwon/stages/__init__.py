@@ -4,6 +4,19 @@ from hardwon.stages.base import Stage, Workspace
 from hardwon.stages.learn import Backbone, Mine, Train
 from hardwon.stages.measure import BuildIndex, Evaluate
 from hardwon.stages.report import Query, WriteReport
+from hardwon.stages.reselect import Reselect
 from hardwon.stages.sample import SampleData
 
-__all__ = ["Backbone", "BuildIndex", "Evaluate", "Mine", "Query", "SampleData", "Stage", "Train", "Workspace", "WriteReport"]
+__all__ = [
+    "Backbone",
+    "BuildIndex",
+    "Evaluate",
+    "Mine",
+    "Query",
+    "Reselect",
+    "SampleData",
+    "Stage",
+    "Train",
+    "Workspace",
+    "WriteReport",
+]

@@ -180,6 +180,8 @@ class Train:
 class Mine:
     """Mine hard negatives.
 
+    What the judge says is kept in the workspace's `judgements`, for later rounds too.
+
     Attributes:
         out: see `Stage`; `examples.jsonl` (with picture paths as in the data) and `ledger.parquet` are written there.
         model: embedder that retrieves.
@@ -222,14 +224,10 @@ class Mine:
                 held_out = load_examples(workspace, self.calibrate, self.on_error, self.root)
                 judge = Blend.fit(embedder, judge, held_out, most=self.calibrate_on)
                 draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
-        mined = mine(examples, embedder, judge, settings=self.settings, out=draft.path)
+        mined = mine(examples, embedder, judge, settings=self.settings, store=workspace.root / "judgements")
         data = workspace.path(self.data)
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
-        for shard in draft.path.glob("judge-*.safetensors"):
-            shard.unlink()
-        kept = sum(entry.verdict == "kept" for entry in mined.ledger)
-        rejected = sum(entry.verdict == "rejected" for entry in mined.ledger)
-        queries = len({entry.row for entry in mined.ledger})
-        draft.stats |= {"queries": queries, "kept": kept, "rejected": rejected}
+        draft.stats |= mined.stats
+        kept, rejected, queries = (mined.stats[name] for name in ("kept", "rejected", "queries"))
         told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
         return f"{kept} hard negatives for {queries} queries{told}"

@@ -1,0 +1,309 @@
+"""What becomes of the candidates of one query: which are likely false negatives, which are chosen, and what the ledger says.
+
+No model is asked here, so that a ledger can be selected from again: see `reselect`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from hardwon.items import Candidate, Example, Item
+from hardwon.mining.ledger import Entry, Verdict
+from hardwon.mining.select import Selector, Survivors
+from hardwon.models import Judgements
+from hardwon.randomness import generator
+
+Fallback = Literal["none", "paper"]
+
+# What is counted in `summary.json`, in queries.
+NOTHING_FOUND = "nothing retrieved"
+FEWER = "fewer chosen than wanted"
+NONE = "none chosen"
+LOW_POSITIVE = "positive graded no higher than beta, so that nothing can survive"
+UNJUDGED_POSITIVE = "positive without a usable judgement"
+REPEATED = "filled by repeating the chosen"
+DRAWN = "filled at random, graded 1.0"
+
+
+@runtime_checkable
+class Rules(Protocol):
+    """What choosing has to know; see `Mining`."""
+
+    @property
+    def keep(self) -> int:
+        """Hard negatives at most."""
+        ...
+
+    @property
+    def beta(self) -> float:
+        """How far below the positive's grade a candidate has to be."""
+        ...
+
+    @property
+    def selector(self) -> Selector:
+        """Chooses among the survivors."""
+        ...
+
+    @property
+    def fallback(self) -> Fallback:
+        """What to do for a query of which too few survive."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of draws."""
+        ...
+
+
+@runtime_checkable
+class Limits(Protocol):
+    """Which of the retrieved candidates are looked at; see `Mining`."""
+
+    @property
+    def ceiling(self) -> float | None:
+        """Candidates at or above this similarity are left out."""
+        ...
+
+    @property
+    def skip(self) -> int:
+        """So many of the most similar of the others are left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Left:
+    """A retrieved candidate that is left out before the judge is asked.
+
+    Attributes:
+        item: the candidate.
+        similarity: cosine of the embedder.
+        rank: place in the retrieval.
+        rule: why.
+    """
+
+    item: Item
+    similarity: float
+    rank: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Retrieved candidates of one example.
+
+    Attributes:
+        row: number of the example.
+        items: the candidates to judge and to choose from, best first.
+        similarities: cosines of the embedder.
+        ranks: places in the retrieval.
+        gold_similarity: cosine of the example's first positive.
+        left: the other retrieved candidates.
+    """
+
+    row: int
+    items: tuple[Item, ...]
+    similarities: tuple[float, ...]
+    ranks: tuple[int, ...]
+    gold_similarity: float
+    left: tuple[Left, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What became of one query.
+
+    Attributes:
+        example: with its hard negatives.
+        entries: the ledger's lines.
+        counts: what happened to the query that is worth counting.
+    """
+
+    example: Example
+    entries: list[Entry]
+    counts: tuple[str, ...] = ()
+
+
+def looked_at(row: int, hits: Sequence[tuple[Item, float, int]], gold_similarity: float, limits: Limits) -> Found:
+    """What was retrieved, (item, similarity, rank) best first, divided by the ceiling and the number to skip."""
+    kept, left = [], []
+    skipped = 0
+    for item, similarity, rank in hits:
+        if limits.ceiling is not None and similarity >= limits.ceiling:
+            left.append(Left(item, similarity, rank, f"similarity >= {limits.ceiling:g}"))
+        elif skipped < limits.skip:
+            skipped += 1
+            left.append(Left(item, similarity, rank, f"one of the {limits.skip} most similar, skipped"))
+        else:
+            kept.append((item, similarity, rank))
+    items, similarities, ranks = zip(*kept, strict=True) if kept else ((), (), ())
+    return Found(row, items, similarities, ranks, gold_similarity, tuple(left))
+
+
+def grade(odds: np.ndarray) -> np.ndarray:
+    """Log-odds as a grade in [0, 1]: the softmax over Yes and No."""
+    return 1 / (1 + np.exp(-np.clip(odds.astype(np.float64), -50, 50)))
+
+
+def select(example: Example, found: Found, judged: Judgements | None, rules: Rules) -> Chosen:
+    """Choose the hard negatives of one example.
+
+    A candidate without a usable judgement is never chosen: it may belong to the query.
+
+    Args:
+        example: as it was.
+        found: what was retrieved for it.
+        judged: judgements of its first positive and of the first of `found.items`, in this order; None without a judge.
+        rules: of choosing.
+    """
+    if not found.items:
+        return Chosen(example, _lines(example, found, judged, _Fates()), (NOTHING_FOUND,))
+    fates = _fates(example, found, judged, rules)
+    chosen, counts = _chosen(example, found, fates, rules)
+    fates = replace(fates, kept=dict.fromkeys(chosen, _name(rules, DRAWN in counts)))
+    new = [
+        Candidate(found.items[n], 1.0 if DRAWN in counts else fates.grades[n + 1] if fates.grades else None, "mined")
+        for n in chosen
+    ]
+    # Judging fills the relevance of gold and of given negatives, too.
+    keys = [item.key for item in (example.gold[0], *found.items)]
+    grades = {key: g for key, g in zip(keys, fates.grades, strict=False) if g is not None}
+    filled = tuple(replace(c, relevance=grades.get(c.item.key, c.relevance)) for c in example.candidates)
+    related = {found.items[n].content for n in fates.likely_false} - {c.item.content for c in new}
+    after = replace(example, candidates=filled).adding(new, related=related)
+    return Chosen(after, _lines(example, found, judged, fates), counts)
+
+
+@dataclass(frozen=True)
+class _Fates:
+    """What is known of the places in `Found.items`.
+
+    Attributes:
+        grades: of the positive, then of the places; empty without a judge, None where there is no usable judgement.
+        asked: how many places were looked at.
+        likely_false: places of what the judge holds to belong to the query, with all copies.
+        unknown: why a place cannot be decided on.
+        copies: places of what is there already.
+        kept: rule that chose a place.
+        false_rule: rule of `likely_false`.
+    """
+
+    grades: list[float | None] = field(default_factory=list)
+    asked: int = 0
+    likely_false: frozenset[int] = frozenset()
+    unknown: Mapping[int, str] = field(default_factory=dict)
+    copies: frozenset[int] = frozenset()
+    kept: Mapping[int, str] = field(default_factory=dict)
+    false_rule: str = ""
+
+    @property
+    def survivors(self) -> list[int]:
+        """Places that may be chosen."""
+        return [n for n in range(self.asked) if n not in self.likely_false | self.copies | self.unknown.keys()]
+
+    def verdict(self, n: int) -> tuple[Verdict, str]:
+        """Verdict and rule of a place."""
+        if n in self.kept:  # first, since a fallback may take what was rejected
+            return "kept", self.kept[n]
+        if n >= self.asked:
+            return "spare", "beyond the judged depth"
+        if n in self.likely_false:
+            return "rejected", self.false_rule
+        if n in self.unknown:
+            return "spare", self.unknown[n]
+        return "spare", "a copy of another candidate" if n in self.copies else "not selected"
+
+
+def _fates(example: Example, found: Found, judged: Judgements | None, rules: Rules) -> _Fates:
+    contents = [item.content for item in found.items]
+    grades, unknown, false = [], {}, set()
+    asked = len(contents)
+    if judged is not None:
+        grades = [None if math.isnan(g) else round(float(g), 6) for g in grade(judged.odds)]
+        asked = len(grades) - 1
+        positive = grades[0]
+        for n in range(asked):
+            mark = grades[n + 1]
+            if positive is None:
+                unknown[n] = "the positive has no usable judgement"
+            elif mark is None:
+                unknown[n] = "no usable judgement" if n + 1 in judged.problems else "beyond the budget"
+            elif mark > positive - rules.beta:
+                # With all copies: the same text or picture may be in the pool under several instructions.
+                false.add(contents[n])
+    likely_false = frozenset(n for n in range(asked) if contents[n] in false)
+    # What the example has already, and a second copy of what is found, would be the same negative twice.
+    usable = [n for n in range(asked) if n not in unknown]
+    first_of = {contents[n]: n for n in reversed(usable)}
+    had = {c.item.content for c in example.candidates}
+    copies = frozenset(n for n in usable if contents[n] in had or first_of[contents[n]] != n)
+    return _Fates(grades, asked, likely_false, unknown, copies, false_rule=f"judge > positive - {rules.beta:g}")
+
+
+def _chosen(example: Example, found: Found, fates: _Fates, rules: Rules) -> tuple[list[int], tuple[str, ...]]:
+    """Chosen places, rising, and what is to be counted."""
+    counts = []
+    positive = fates.grades[0] if fates.grades else None
+    if fates.grades and positive is None:
+        counts.append(UNJUDGED_POSITIVE)
+    if positive is not None and positive <= rules.beta:
+        counts.append(LOW_POSITIVE)
+    places = fates.survivors
+    survivors = Survivors([found.similarities[n] for n in places], found.gold_similarity)
+    picked = rules.selector(survivors, rules.keep, generator(rules.seed, "select", example.query.key))
+    chosen = [places[n] for n in picked]
+    if len(chosen) >= rules.keep:
+        return chosen, tuple(counts)
+    counts.append(FEWER if chosen else NONE)
+    if rules.fallback == "paper":
+        if not chosen and positive is not None:
+            # Any that were judged, likely false or not; but no positive and nothing that the example has.
+            pool = [n for n in range(fates.asked) if n not in fates.copies and n not in fates.unknown]
+            rng = generator(rules.seed, "fallback", example.query.key)
+            chosen = sorted(rng.sample(pool, min(rules.keep, len(pool))))
+            counts += [DRAWN] if chosen else []
+        if chosen and len(chosen) < rules.keep:
+            chosen = sorted((chosen * -(-rules.keep // len(chosen)))[: rules.keep])
+            counts.append(REPEATED)
+    return chosen, tuple(counts)
+
+
+def _name(rules: Rules, drawn: bool) -> str:
+    return "at random, for none was left" if drawn else type(rules.selector).__name__.lower()
+
+
+def _lines(example: Example, found: Found, judged: Judgements | None, fates: _Fates) -> list[Entry]:
+    """The ledger's lines for all that was retrieved, by rank."""
+
+    def line(item: Item, rank: int, similarity: float, place: int | None, verdict: tuple[Verdict, str]) -> Entry:
+        said = _said(judged, None if place is None or place >= fates.asked else place + 1)
+        gold = _said(judged, 0)
+        return Entry(
+            found.row,
+            example.source,
+            example.query.key,
+            item.key,
+            item.content,
+            rank,
+            similarity,
+            found.gold_similarity,
+            *said,
+            *gold,
+            *verdict,
+        )
+
+    lines = [line(item, found.ranks[n], found.similarities[n], n, fates.verdict(n)) for n, item in enumerate(found.items)]
+    lines += [line(left.item, left.rank, left.similarity, None, ("spare", left.rule)) for left in found.left]
+    return sorted(lines, key=lambda entry: entry.rank)
+
+
+def _said(judged: Judgements | None, n: int | None) -> tuple[float | None, float | None, float | None, str]:
+    """Logits of Yes and No, the grade, and the problem of one judgement."""
+    if judged is None or n is None:
+        return None, None, None, ""
+    yes, no = float(judged.yes[n]), float(judged.no[n])
+    if math.isnan(yes - no):
+        return None, None, None, judged.problems.get(n, "")
+    return yes, no, round(float(grade(judged.yes[n : n + 1] - judged.no[n : n + 1])[0]), 6), ""

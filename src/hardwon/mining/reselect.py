@@ -1,0 +1,135 @@
+"""`reselect`: choose again from a ledger with other thresholds. The judge has spoken; no model is needed."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardwon.errors import ArtifactError, DataError, RecipeError
+from hardwon.items import Example, Item
+from hardwon.mining import ledger as books
+from hardwon.mining.calibration import Calibration
+from hardwon.mining.choose import Found, looked_at
+from hardwon.mining.judging import believe
+from hardwon.mining.ledger import Entry
+from hardwon.mining.retrieval import barred, pools, rows_to_mine
+from hardwon.mining.run import Mined, decided, depends_on
+from hardwon.mining.settings import Mining
+from hardwon.models import Judgements
+
+FIXED = ("within_source", "queries", "seed")  # what is retrieved, for whom, and on what the judge was checked
+
+
+def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Mining) -> Mined:
+    """What `mine` would have given with these settings, from what it found and judged: the same to the last bit.
+
+    `keep`, `beta`, `selector`, `fallback`, `rest` and `min_auc` may be anything. `ceiling`, `skip`, `depth` and `judged` may
+    be anything that asks for no candidate that was not retrieved or judged then; a candidate that the judge was to be asked
+    about but was not (a budget) stays "beyond the budget".
+
+    Args:
+        made: what `mine` returned, or the folder where it was written.
+        examples: those that were mined for.
+        settings: the new ones.
+
+    Raises:
+        RecipeError: settings that need a model; says which.
+        DataError: other examples than those that were mined for; or nothing to choose from, as in `mine`.
+        JudgeError: as in `mine`.
+        ArtifactError: a folder without a ledger, or with one of another version.
+    """
+    entries, calibration, about = _opened(made)
+    _check_settings(about["settings"], settings)
+    if calibration is not None:
+        believe(calibration, settings)
+    judged = about["judge"] is not None
+    old = Mining(**about["settings"])
+    found, said = [], []
+    for row, lines, hits in _retrieved(entries, examples, settings):
+        new = _looked_at(row, lines, hits, settings)
+        found.append(new)
+        if judged and lines:
+            asked = set(_looked_at(row, lines, hits, old).ranks[: old.judged])
+            missing = [rank for rank in new.ranks[: settings.judged] if rank not in asked]
+            if missing:
+                raise RecipeError(
+                    f"these settings look at candidates that the judge was never asked about (example {row}, rank {missing[0]})"
+                    ": mine again with them, or change ceiling, skip and judged so that they only leave out more"
+                )
+            said.append(_judgements(lines, new, settings))
+        else:
+            said.append(None)
+    if not any(f.items for f in found):
+        raise DataError("the ledger holds nothing to choose from with these settings: lower skip or raise the ceiling")
+    about = {**about, "settings": depends_on(settings)}
+    return decided(examples, zip(found, said, strict=True), calibration, about, settings=settings)
+
+
+def _opened(made: Mined | Path) -> tuple[Sequence[Entry], Calibration | None, Mapping[str, Any]]:
+    if isinstance(made, Mined):
+        return made.ledger, made.calibration, made.about
+    file = made / "ledger.parquet"
+    if not file.is_file():
+        raise ArtifactError(f"{made} holds no ledger.parquet: give the folder that `hardwon mine` wrote")
+    about = books.about(file)
+    if "settings" not in about:
+        raise ArtifactError(f"{file} does not say what it was made with: another version of hardwon wrote it; mine again")
+    told = json.loads((made / "summary.json").read_text(encoding="utf-8"))["calibration"]
+    if told is not None:
+        told = Calibration.from_json(told)
+    return books.read(file), told, about
+
+
+def _check_settings(old: Mapping[str, Any], settings: Mining) -> None:
+    for name in FIXED:
+        if getattr(settings, name) != old[name]:
+            raise RecipeError(
+                f"{name} was {old[name]!r} when the ledger was made and is to be {getattr(settings, name)!r}: "
+                "what is retrieved, for which queries, and how the judge is checked depend on it, so mine again"
+            )
+    if settings.depth > old["depth"]:
+        raise RecipeError(f"depth is to be {settings.depth}, but only {old['depth']} candidates were retrieved: mine again")
+
+
+def _retrieved(
+    entries: Sequence[Entry], examples: Sequence[Example], settings: Mining
+) -> Iterator[tuple[int, list[Entry], list[Item]]]:
+    """Number, lines (within the new depth, by rank) and their items for every example that was mined for."""
+    rows = rows_to_mine(examples, settings)
+    by_row: dict[int, list[Entry]] = {row: [] for row in rows}
+    for entry in entries:
+        if entry.row not in by_row:
+            raise DataError(f"the ledger names example {entry.row}: it was made for other examples than these {len(examples)}")
+        if entry.rank < settings.depth:
+            by_row[entry.row].append(entry)
+    by_source = pools(examples, settings)
+    for row in rows:
+        example, lines = examples[row], sorted(by_row[row], key=lambda entry: entry.rank)
+        pool = by_source[example.source if settings.within_source else ""]
+        strange = [e for e in lines if e.query != example.query.key or e.candidate not in pool]
+        if strange or barred(example, [e.content for e in lines]):
+            raise DataError(f"example {row} is not what it was when the ledger was made ({example.query.label}): mine again")
+        yield row, lines, [pool[e.candidate] for e in lines]
+
+
+def _looked_at(row: int, lines: Sequence[Entry], items: Sequence[Item], settings: Mining) -> Found:
+    hits = [(item, entry.similarity, entry.rank) for entry, item in zip(lines, items, strict=True)]
+    return looked_at(row, hits, lines[0].gold_similarity if lines else 0.0, settings)
+
+
+def _judgements(lines: Sequence[Entry], found: Found, settings: Mining) -> Judgements:
+    """What the judge said of the positive and of the candidates that are looked at."""
+    by_rank = {entry.rank: entry for entry in lines}
+    asked = [by_rank[rank] for rank in found.ranks[: settings.judged]]
+    problems = [lines[0].gold_problem, *(e.problem for e in asked)]
+    return Judgements(
+        _numbers([lines[0].gold_yes, *(e.yes for e in asked)]),
+        _numbers([lines[0].gold_no, *(e.no for e in asked)]),
+        {n: problem for n, problem in enumerate(problems) if problem},
+    )
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float32)

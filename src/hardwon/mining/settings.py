@@ -1,0 +1,65 @@
+"""How to mine."""
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from hardwon.errors import RecipeError, unknown
+from hardwon.mining.choose import Fallback
+from hardwon.mining.select import Cyclic, Selector
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How to mine.
+
+    Attributes:
+        depth: candidates retrieved per query.
+        judged: how many of them, from the top, the judge is asked about; None for all.
+        keep: hard negatives per query at most.
+        beta: a candidate graded above the positive's grade minus beta is a likely false negative.
+        ceiling: leave out candidates at or above this similarity (delta of the paper, which gives no value); None for none.
+        skip: leave out so many of the most similar candidates; a poor man's judge.
+        selector: which survivors are chosen.
+        fallback: what to do for a query of which fewer are chosen than wanted. "none" leaves it with fewer and counts it.
+            "paper" does as UniME-V2: the chosen are repeated, and where none survived, any that were judged are drawn with
+            the grade 1.0, although they are likely false negatives.
+        within_source: search only candidates of the query's own data set.
+        queries: mine for so many examples, drawn evenly over the sources; None for all.
+        rest: give back the examples that were not mined for as well, as they are.
+        min_auc: refuse a judge that tells gold from random worse than this, before it is asked about anything else.
+        max_unusable: stop when the judge gives no usable answer to more than this share of the pairs.
+        budget: judge so many pairs at most, in all: positives and the pairs of the calibration first, then the candidates
+            that say most (see `hardwon.mining.judging`). What is known from earlier rounds counts as well, so that an
+            interrupted run ends where an undisturbed one does, and is used even beyond the budget. None for all.
+        seed: of draws.
+    """
+
+    depth: int = 50
+    judged: int | None = None
+    keep: int = 8
+    beta: float = 0.1
+    ceiling: float | None = None
+    skip: int = 0
+    selector: Selector = field(default_factory=Cyclic)
+    fallback: Fallback = "none"
+    within_source: bool = True
+    queries: int | None = None
+    rest: bool = False
+    min_auc: float = 0.8
+    max_unusable: float = 0.02
+    budget: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.keep < 1:
+            raise RecipeError(f"depth and keep must be at least 1, got {self.depth} and {self.keep}")
+        if not 0 <= self.skip < self.depth:
+            raise RecipeError(f"skip ({self.skip}) must be 0 or more and below depth ({self.depth})")
+        if self.fallback not in get_args(Fallback):
+            raise RecipeError(unknown("fallback", self.fallback, get_args(Fallback)))
+        for name in ("judged", "queries", "budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} must be at least 1, or None for all, got {value}")
+        if not 0 <= self.max_unusable <= 1:
+            raise RecipeError(f"max_unusable is a share between 0 and 1, got {self.max_unusable:g}")
