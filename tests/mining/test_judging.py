@@ -22,11 +22,11 @@ class SaysWhy:
     """Answers Yes or No; about some pairs it says why it cannot. Counts tokens, ten a pair."""
 
     def __init__(self, rule, broken=lambda query, item: "", fingerprint="says why"):
-        self.rule, self.broken, self.fingerprint, self.asked, self.usage = rule, broken, fingerprint, [], {"tokens": 0}
+        self.rule, self.broken, self.fingerprint, self.asked, self.costs = rule, broken, fingerprint, [], {"tokens": 0}
 
     def judge(self, pairs, *, progress=""):
         self.asked += pairs
-        self.usage["tokens"] += 10 * len(pairs)
+        self.costs["tokens"] += 10 * len(pairs)
         problems = {n: why for n, pair in enumerate(pairs) if (why := self.broken(*pair))}
         odds = np.array([math.nan if n in problems else self.rule(*pair) for n, pair in enumerate(pairs)], dtype=np.float32)
         return Judgements(odds + 1, np.ones_like(odds), problems)

@@ -64,6 +64,7 @@ def test_every_pair_gets_its_own_answer(plan):
     usage = judge.usage
     assert (usage.pairs, usage.calls, usage.retries, usage.prompt_tokens, usage.unusable) == (20, 20, 0, 140, 0)
     assert usage.seconds > 0
+    assert judge.costs == {"calls": 20, "prompt tokens": 140}
     (body,) = (call["body"] for call in plan.log if "thing 0 0 " in call["text"])
     expected = {"model": "small-judge", "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}
     assert {name: body[name] for name in expected} == expected

@@ -42,7 +42,7 @@ class Metered(Protocol):
     """A judge that counts what it is paid for."""
 
     @property
-    def usage(self) -> Mapping[str, int]:
+    def costs(self) -> Mapping[str, int]:
         """Counts so far, by name: {"tokens": 123} ..."""
         ...
 
@@ -156,14 +156,14 @@ class _Asker:
         fresh = {key: pair for pair in batch if (key := self.key(pair)) not in self.store and key not in self.failed}
         if not fresh:
             return
-        first, used, clock = not self.asked, self._usage(), time.perf_counter()
+        first, used, clock = not self.asked, self._costs(), time.perf_counter()
         said = judgements(self.judge, list(fresh.values()), progress=progress)
         seconds = time.perf_counter() - clock
         self.store.add(list(fresh), said)
         self.asked += len(fresh)
         self.failed |= {key for key in fresh if key not in self.store}
         if first:
-            self._estimate(len(fresh), seconds, {name: n - used.get(name, 0) for name, n in self._usage().items()})
+            self._estimate(len(fresh), seconds, {name: n - used.get(name, 0) for name, n in self._costs().items()})
         if self.asked >= EARLY:
             self._refuse(len(self.failed), self.asked)
 
@@ -185,8 +185,8 @@ class _Asker:
         counts = Counter(answer.problem for key in self.planned if (answer := self.store.answer(key)) and answer.problem)
         return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3))
 
-    def _usage(self) -> dict[str, int]:
-        return dict(self.judge.usage) if isinstance(self.judge, Metered) else {}
+    def _costs(self) -> dict[str, int]:
+        return dict(self.judge.costs) if isinstance(self.judge, Metered) else {}
 
     def _estimate(self, sample: int, seconds: float, used: Mapping[str, int]) -> None:
         left = self.missing - sample

@@ -68,6 +68,11 @@ class RemoteJudge:
         asked = [settings.question.fingerprint, settings.top_logprobs, settings.least, settings.max_pixels, settings.fields]
         return fingerprint(["remote judge 1", self.model, *asked])
 
+    @property
+    def costs(self) -> dict[str, int]:
+        """What a bill is made of, by name; from `usage`."""
+        return {"calls": self.usage.calls, "prompt tokens": self.usage.prompt_tokens}
+
     def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
         """Judgements of (query, candidate) pairs, in their order. Identical pairs are asked about once.
 
