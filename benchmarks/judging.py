@@ -8,8 +8,8 @@ vision tower of 6 layers of width 256, and a tokenizer learned from the question
 many tokens as with a real one. Large enough for its time to be that of matrix products; a tiny one would measure Python. Of
 its answers nothing counts but that all contenders give the same. Or `--model`.
 
-**Pairs.** One query: a picture of 224 x 224 pixels (64 tokens) with an instruction and a text. Its candidates are texts of 12
-words, or pictures of the same size, which no way of judging can look at fewer times than there are.
+**Pairs.** One query: a picture of 224 x 224 pixels (64 tokens) with an instruction and a text. Its candidates are 50 texts of
+12 words; or 20 pictures of the same size, which no way of judging can look at fewer times than there are.
 
 **Contenders.** "shared": `Judge` as users call it. "separate": the same model, one whole prompt after the other. "batched":
 whole prompts, as many together as fit into the same number of tokens. Everything runs once per round in an order that rotates;
@@ -103,7 +103,7 @@ def pairs(kind: str, count: int) -> list[Pair]:
     draw = random.Random(0)
     query = Item(text=" ".join(WORDS[:8]), images=(picture(0),), instruction="find the old pier in front of the houses")
     texts = [f"{' '.join(draw.choices(WORDS, k=12))} {n}" for n in range(count)]
-    return [(query, Item(texts[n]) if kind == "text" else Item(images=(picture(n + 1),))) for n in range(count)]
+    return [(query, Item(texts[n]) if kind == "texts" else Item(images=(picture(n + 1),))) for n in range(count)]
 
 
 def measure(judges: dict[str, Judge], some: Sequence[Pair], rounds: int) -> tuple[dict[str, float], float]:
@@ -129,7 +129,7 @@ def cells(kind: str, count: int, seconds: dict[str, float], apart: float) -> tup
     shared = seconds["shared"]
     ratios = (shared / seconds["separate"], shared / seconds["batched"])
     times = (f"{seconds[name]:.2f}" for name in ("shared", "separate", "batched"))
-    return (kind, *times, *(f"{ratio:.2f}" for ratio in ratios), f"{count / shared:,.1f}", f"{apart:.0e}")
+    return (f"{count} {kind}", *times, *(f"{ratio:.2f}" for ratio in ratios), f"{count / shared:,.1f}", f"{apart:.0e}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -137,7 +137,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.judging", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="", help="folder or name; a random one if left out")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--candidates", type=int, default=50)
+    parser.add_argument("--texts", type=int, default=50, help="candidates of the first row")
+    parser.add_argument("--pictures", type=int, default=20, help="candidates of the second row")
     parser.add_argument("--rounds", type=int, default=3, help="that are counted")
     parser.add_argument("--out", type=Path, help="FILE.md")
     asked = parser.parse_args(arguments)
@@ -153,9 +154,9 @@ def main(arguments: Sequence[str]) -> None:
         "batched": Judge(inner, processor, share=False),
     }
     rows = []
-    for kind in ("text", "picture"):
-        rows.append(cells(kind, asked.candidates, *measure(judges, pairs(kind, asked.candidates), asked.rounds)))
-    table = Table(title=f"{asked.candidates} candidates of one query with a picture")
+    for kind, count in (("texts", asked.texts), ("pictures", asked.pictures)):
+        rows.append(cells(kind, count, *measure(judges, pairs(kind, count), asked.rounds)))
+    table = Table(title="candidates of one query with a picture")
     for n, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if n else "left")
     for row in rows:
