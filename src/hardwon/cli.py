@@ -115,7 +115,11 @@ def train(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
 
 @app.command()
 def mine(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
-    """Mine hard negatives: retrieve, judge, exclude false negatives, select."""
+    """Mine hard negatives: retrieve, judge, exclude false negatives, select.
+
+    What was mined can be looked at (hardwon inspect), chosen from again with other thresholds and no model (a Reselect stage
+    in the recipe), and exported (hardwon export).
+    """
     _verb("mine", recipe, out, stage, settings)
 
 
@@ -179,8 +183,20 @@ def _what(item: Item) -> str:
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="Any artifact: a folder with a manifest.json.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The page of mined negatives; FOLDER-inspect.html beside FOLDER if left out."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every query on the page, not 200.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, if it is not where it was when they were mined.")
+    ] = None,
 ) -> None:
-    """Say what an artifact is, what made it, and whether it is whole."""
+    """Say what an artifact is, what made it, and whether it is whole.
+
+    Of hard negatives (hardwon mine) it also says what each rule kept and rejected and how far the judge is to be believed, and
+    writes a page on which you see queries, positives and candidates with their scores, the likely mistakes first.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -199,6 +215,40 @@ def inspect(
     for name, value in manifest.inputs.items():
         table.add_row(escape(name), escape(json.dumps(value, indent=1, ensure_ascii=False)))
     Console().print(table)
+    if manifest.kind == "negatives":
+        from hardwon.stages.inspection import inspect_negatives
+
+        page = out or folder.absolute().parent / f"{folder.absolute().name}-inspect.html"
+        inspect_negatives(folder, manifest, page, root=root, most=None if every else 200)
+        typer.echo(f"\nOpen the page:  python3 -m webbrowser file://{page.resolve()}")
+
+
+@app.command(
+    help="Write mined hard negatives in a form that others train with.\n\n"
+    "[bold]unime[/]: UniME-V2's JSON, one row for each positive, 10 negatives with the judge's grades; too few are repeated, "
+    "as its authors do. hardwon reads such files as well: give them to a recipe as data.\n\n"
+    "[bold]tuples[/]: query, positive, negative_1 ... negative_k, for the ranking losses of SentenceTransformerTrainer.\n\n"
+    "[bold]lists[/]: query, docs, labels (the judge's grades), for the list losses of CrossEncoderTrainer.\n\n"
+    "Example: [bold]hardwon export runs/own/negatives --to tuples --out tuples.parquet[/]; then "
+    "load_dataset('parquet', data_files='tuples.parquet')."
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="An artifact made by `hardwon mine`.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="unime, tuples or lists.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file: .json for unime, else .jsonl or .parquet.")],
+    negatives: Annotated[
+        int | None,
+        typer.Option(help="Negatives of each row; for unime 10, for tuples the number that keeps most of them if left out."),
+    ] = None,
+    source: Annotated[str, typer.Option(help="Only the examples of this data set.")] = "",
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, if it is not where it was when they were mined.")
+    ] = None,
+) -> None:
+    """Export an artifact of mining: see `hardwon.stages.export`."""
+    from hardwon.stages.export import export as write
+
+    typer.echo(write(folder, to, out, root=root, source=source, negatives=negatives))
 
 
 @app.command()

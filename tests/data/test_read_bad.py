@@ -264,14 +264,14 @@ def test_parquet_rows_that_are_no_text(folder):
 
 def test_paths_that_are_wrong(folder):
     (folder / "pairs.jsonl").write_text("")
-    (folder / "pairs.json").write_text("[]")
+    (folder / "pairs.jsn").write_text("[]")
     (folder / "none").mkdir()
     for path, match in (
         ("pair.jsonl", r"pair\.jsonl does not exist: did you mean 'pairs\.jsonl'\?"),
         ("zzz", "zzz does not exist$"),
         ("no/such/folder.csv", r"folder\.csv does not exist$"),
         ("pairs.jsonl", r"pairs\.jsonl is empty: it holds no rows"),
-        ("pairs.json", r"unknown kind of file '\.json': did you mean '\.jsonl'\? Valid: .*a folder of pictures"),
+        ("pairs.jsn", r"unknown kind of file '\.jsn': did you mean '\.json'\? Valid: .*a folder of pictures"),
         ("none", "none holds no pictures"),
     ):
         with pytest.raises(DataError, match=match):

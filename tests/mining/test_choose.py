@@ -134,7 +134,7 @@ def test_counts_stand_in_the_summary(angled, judging, tmp_path):
 def test_planted_positives_do_not_survive(encoder, judging):
     """One in twenty candidates is a paraphrase of somebody's positive, close to it in the embedder's eyes."""
     rng = np.random.default_rng(0)
-    count, planted = 400, 20
+    count, planted = 240, 12
     angles = {f"q{n}": float(n) * 0.9 for n in range(count)}
     angles |= {f"t{n}": angles[f"q{n}"] + rng.normal(0, 2) for n in range(count)}
     angles |= {f"t{n} said otherwise": angles[f"q{n}"] + rng.normal(0, 2) for n in range(planted)}

@@ -44,13 +44,13 @@ def outcome(work, folder):
         return type(error)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(old=changes, new=changes, how=st.tuples(st.booleans(), st.sampled_from([None, 5])))
 def test_the_same_bytes_as_mining_or_a_refusal(old, new, how, pairs, encoder, judging, by_hash, tmp_path):
     """Settings that look at more than was judged are refused; nothing else is, and no positive ever comes back."""
     judge, queries = how
     old, new = (Mining(**(d | {"selector": SELECTORS[d["selector"]]}), queries=queries, min_auc=0.0) for d in (old, new))
-    examples = (*pairs(8, "a", related={0: ["at3"]}), *pairs(3, "b"))
+    examples = (*pairs(7, "a", related={0: ["at3"]}), *pairs(2, "b"))
     examples = (examples[0].adding([Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]), *examples[1:])
     model, rule = encoder(dim=3), judging(by_hash) if judge else None
 
@@ -64,8 +64,6 @@ def test_the_same_bytes_as_mining_or_a_refusal(old, new, how, pairs, encoder, ju
     files(made, tmp_path / "old")
     expected = outcome(again, tmp_path / "new")
     found = outcome(lambda: reselect(tmp_path / "old", examples, settings=new), tmp_path / "reselected")
-    in_memory = outcome(lambda: reselect(made, examples, settings=new), tmp_path / "reselected")
-    assert found == in_memory
     if found is RecipeError:
         assert new.depth > old.depth or (judge and more(made, old, new))
         return

@@ -8,6 +8,7 @@ Forms of a row:
 - a video is a list of its frames, pictures in order of time, in `video` of an item or in `query_video`, `positive_video`,
   `negative_video`. One video for each item; the frames are extracted beforehand, e.g. with ffmpeg. CSV has no lists.
 - examples: `query`, `candidates`, `source`, `related`, as `items.write_examples` writes them (JSON lines).
+- mined data in UniME-V2's form, as its authors release it (a `.json` list; see `hardwon.data.unime`).
 - captions: a folder with `captions.csv`, `captions.jsonl` or `metadata.jsonl` (columns `file_name`, `text`), or with
   `name.txt` beside `name.png`; the caption is the query, the picture its positive.
 
@@ -99,7 +100,7 @@ def read(
     max_bad_fraction: float = 0.01,
     decode_pictures: bool = False,
 ) -> Dataset:
-    """Read training data: `.jsonl`, `.csv`, `.tsv`, `.parquet`, or a folder of pictures with captions.
+    """Read training data: `.json` (a list), `.jsonl`, `.csv`, `.tsv`, `.parquet`, or a folder of pictures with captions.
 
     Rows of one source with the same query learn of each other: the positives of the others go into
     `Example.related`, so that a known positive is never taken for a negative.

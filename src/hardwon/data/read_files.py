@@ -8,10 +8,12 @@ import contextlib
 import csv
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+from hardwon.data.unime import COLUMNS as UNIME_COLUMNS
 from hardwon.errors import DataError, unknown
 
 PAIR_COLUMNS = (
@@ -28,6 +30,9 @@ PICTURE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl")
 )
 _LONGEST_CELL = 1 << 28
+_CHUNK = 1 << 20  # characters of a JSON list read at a time
+_LONGEST_ROW = 1 << 26
+_SPACE = re.compile(r"\s*")
 _BATCH = 1024
 
 
@@ -36,7 +41,7 @@ class Record(NamedTuple):
 
     Attributes:
         file: the file it stands in.
-        line: where it starts, from 1; in Parquet the number of the row.
+        line: where it starts, from 1; in Parquet and in a JSON list the number of the row.
         row: its columns by name, empty if it could not be read.
         reason: why it could not be read, empty if it could.
     """
@@ -96,6 +101,8 @@ Columns = Callable[[Iterable[str]], tuple[str, ...]]
 
 
 def _pair_columns(names: Iterable[str]) -> tuple[str, ...]:
+    if "hard_negatives" in names:
+        return UNIME_COLUMNS
     return EXAMPLE_COLUMNS if "candidates" in names else PAIR_COLUMNS
 
 
@@ -138,6 +145,64 @@ def _json_lines(path: Path, columns: Columns) -> Iterator[Record]:
                 continue
             _check_columns(f"{path}:{line}", row, columns)
             yield Record(path, line, row)
+
+
+def _json_list(path: Path, columns: Columns) -> Iterator[Record]:
+    """The rows of a JSON list. What is no JSON cannot be gone on behind, as it can in JSON lines."""
+    line = 0
+    # Bytes that are not UTF-8 become lone surrogates, which are refused row by row.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        try:
+            for line, row in enumerate(_json_values(file), start=1):
+                if not isinstance(row, dict):
+                    yield Record(path, line, {}, f"must be a JSON object, got {json_kind(row)}")
+                    continue
+                _check_columns(f"{path}: row {line}", row, columns)
+                yield Record(path, line, row)
+        except (ValueError, RecursionError) as error:
+            what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({error})"
+            raise DataError(f"{path}: row {line + 1} {what}: write the file again") from error
+
+
+def _json_values(file: TextIO) -> Iterator[Any]:
+    """The values of a list, one after the other: the text of the whole file is never in memory."""
+    decoder, text, at = json.JSONDecoder(), "", 0
+
+    def more() -> bool:
+        nonlocal text, at
+        read = file.read(_CHUNK)
+        text, at = text[at:] + read, 0
+        return bool(read)
+
+    def following() -> str:
+        """The next character that is no space; "" at the end."""
+        nonlocal at
+        while True:
+            at = _SPACE.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]  (matches nothing as well)
+            if at < len(text) or not more():
+                return text[at : at + 1]
+
+    if following() != "[":
+        raise ValueError("not a list of rows; a file with one row in each line is named .jsonl")
+    at += 1
+    if following() == "]":
+        return
+    while True:
+        following()
+        while True:
+            try:
+                value, at = decoder.raw_decode(text, at)
+                break
+            except json.JSONDecodeError:
+                if len(text) - at > _LONGEST_ROW or not more():
+                    raise
+        yield value
+        mark = following()
+        if mark == "]":
+            return
+        if mark != ",":
+            raise ValueError(f"expected a comma, got {mark!r}")
+        at += 1
 
 
 def _table(path: Path, columns: Columns) -> Iterator[Record]:
@@ -208,6 +273,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Record]:
 
 
 _READERS: dict[str, Callable[[Path, Columns], Iterator[Record]]] = {
+    ".json": _json_list,
     ".jsonl": _json_lines,
     ".csv": _table,
     ".tsv": _table,

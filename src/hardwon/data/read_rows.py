@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from hardwon.data import unime
 from hardwon.data.read_files import json_kind, not_unicode
 from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Candidate, Example, Item, Origin, item_from_json, listed_paths
@@ -35,7 +36,7 @@ class Rows:
         try:
             if not_unicode(row):
                 raise DataError("holds text that is not Unicode (half of a surrogate pair, or not UTF-8): export it as UTF-8")
-            example = self._stated(row) if "candidates" in row else self._pair(row)
+            example = self._read(row)
         except RecursionError as error:
             raise DataError("is nested too deeply") from error
         except (OSError, ValueError, RuntimeError) as error:  # names that no file system takes; loops of links
@@ -63,6 +64,11 @@ class Rows:
         if str(value) in self._ids:
             raise DataError(f"id {str(value)!r} was used by an earlier row: ids must be unique")
         self._ids.add(str(value))
+
+    def _read(self, row: Mapping[str, Any]) -> Example:
+        if "hard_negatives" in row:
+            return unime.example(row, self._item)
+        return self._stated(row) if "candidates" in row else self._pair(row)
 
     def _pair(self, row: Mapping[str, Any]) -> Example:
         image, instruction, video = _beside(row, "query")

@@ -55,26 +55,27 @@ def write_report(content: ReportContent, path: Path) -> None:
 def render(content: ReportContent) -> str:
     """The page as text; see `write_report`."""
     thumbnails = Thumbnails()
-    templates = _templates()
+    known = templates()
     sections = [(name, title, file) for name, title, file in SECTIONS if getattr(content, name)]
     # The body goes first: it finds out which pictures the style sheet has to carry.
-    body = templates.get_template("body.html").render(content=content, thumbnail=thumbnails, sections=sections)
+    body = known.get_template("body.html").render(content=content, thumbnail=thumbnails, sections=sections)
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8") + thumbnails.css() + "\n"
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return templates.get_template("page.html").render(
+    return known.get_template("page.html").render(
         content=content, body=Markup(body), style=Markup(style), digest=Markup(digest)
     )
 
 
-def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """The templates, with the filters that write numbers, times and long texts."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
+    made.filters |= {
         "percent": percent,
         "points": points,
         "p_value": p_value,
@@ -85,13 +86,13 @@ def _templates() -> jinja2.Environment:
         "across": across,
         "best": best,
     }
-    templates.globals |= {
+    made.globals |= {
         "zip": zip,
         "forest": report_charts.forest,
         "panels": report_charts.panels,
         "histogram": report_charts.histogram,
     }
-    return templates
+    return made
 
 
 def percent(share: float) -> str:
