@@ -1,6 +1,7 @@
 """Stages: what a recipe is made of."""
 
 from hardwon.stages.base import Stage, Workspace
+from hardwon.stages.judges import ChatModel, Server
 from hardwon.stages.learn import Backbone, Mine, Train
 from hardwon.stages.measure import BuildIndex, Evaluate
 from hardwon.stages.report import Query, WriteReport
@@ -10,11 +11,13 @@ from hardwon.stages.sample import SampleData
 __all__ = [
     "Backbone",
     "BuildIndex",
+    "ChatModel",
     "Evaluate",
     "Mine",
     "Query",
     "Reselect",
     "SampleData",
+    "Server",
     "Stage",
     "Train",
     "Workspace",

@@ -95,6 +95,7 @@ class Workspace:
     def inputs(self, stage: Stage) -> dict[str, Any]:
         """The resolved stage and the fingerprints of what it reads."""
         models = [getattr(stage, name, "") for name in ("model", "judge", "rerank")]
+        models += [getattr(models[1], "model", "")]  # of a judge that is more than a path
         parents = {name: self.identity(name, hub=name in models) for name in stage.reads()}
         return {"stage": artifacts.plain(stage), "parents": parents}
 

@@ -14,17 +14,18 @@ from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
 from hardwon.distributed import World
-from hardwon.errors import OnError
+from hardwon.errors import OnError, RecipeError
 from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
-from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer
+from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer, YesNo
 from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
 from hardwon.progress import console
 from hardwon.search import Blend
 from hardwon.search.blend import EXAMPLES
 from hardwon.stages.base import Workspace
+from hardwon.stages.judges import JudgeSpec, load_judge, read_by
 from hardwon.training import Settings, align, train
 from hardwon.training.usable import ready
 
@@ -186,9 +187,9 @@ class Mine:
         out: see `Stage`; `examples.jsonl` (with picture paths as in the data) and `ledger.parquet` are written there.
         model: embedder that retrieves.
         data: examples to mine for; their candidates are the pool.
-        judge: reranker that grades; none if empty.
-        calibrate: held-out examples on which the reranker's log-odds and the embedder's cosine are blended into a calibrated
-            grade; the reranker grades alone if empty.
+        judge: who grades: a reranker's folder, a `ChatModel`, a `Server`, or recorded answers (.jsonl); nobody if empty.
+        calibrate: held-out examples on which a reranker's log-odds and the embedder's cosine are blended into a calibrated
+            grade; the judge grades alone if empty.
         calibrate_on: how many of them are used at most.
         settings: see `Mining`.
         precision: of the judge.
@@ -199,7 +200,7 @@ class Mine:
     out: str
     model: str
     data: str
-    judge: str = ""
+    judge: JudgeSpec = ""
     calibrate: str = ""
     calibrate_on: int = EXAMPLES
     settings: Mining = field(default_factory=Mining)
@@ -211,19 +212,21 @@ class Mine:
 
     def reads(self) -> tuple[str, ...]:
         """Model, data and judge."""
-        return (self.model, self.data, *(p for p in (self.judge, self.calibrate) if p))
+        return (self.model, self.data, *read_by(self.judge), *((self.calibrate,) if self.calibrate else ()))
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Mine and write."""
         examples = load_examples(workspace, self.data, self.on_error, self.root)
         embedder = load_encoder(workspace, self.model)
-        judge: Scorer | None = None
+        judge: Scorer | YesNo | None = None
         if self.judge:
-            judge = Reranker.load(workspace.path(self.judge), vision_cache=features(workspace), precision=self.precision)
-            if self.calibrate:
-                held_out = load_examples(workspace, self.calibrate, self.on_error, self.root)
-                judge = Blend.fit(embedder, judge, held_out, most=self.calibrate_on)
-                draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
+            judge = load_judge(workspace, self.judge, self.precision, features(workspace))
+        if self.calibrate:
+            if not isinstance(judge, Reranker):
+                raise RecipeError("calibrate blends a reranker with the embedder: leave it out for another judge")
+            held_out = load_examples(workspace, self.calibrate, self.on_error, self.root)
+            judge = Blend.fit(embedder, judge, held_out, most=self.calibrate_on)
+            draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
         mined = mine(examples, embedder, judge, settings=self.settings, store=workspace.root / "judgements")
         data = workspace.path(self.data)
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
