@@ -179,14 +179,17 @@ def test_answers_stand_in_the_order_of_the_pairs_and_identical_pairs_are_judged_
     assert len(judge.judge([]).yes) == 0
 
 
-def test_a_beginning_is_computed_once(judges, shapes, sharing):
-    """The vision tower sees a query's picture once for all candidates, in however many chunks."""
+def test_a_beginning_is_computed_once(judges, shapes, sharing, monkeypatch):
+    """Processor and vision tower see a query's picture once for all candidates, in however many chunks."""
     ours = judges["qwen2.5-vl"]
     judge = Judge(ours.alone.model, ours.alone.prompts.processor, ASKED, tokens=400)
     query = queries(shapes)[1]
     some = [(query, Item(f"a blue circle {n}")) for n in range(12)]
     judge.judge(some[:2])
-    seen, read = [], []
+    seen, read, resized = [], [], []
+    kind = type(judge.prompts.processor.image_processor)
+    look = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, images, **told: resized.append(images) or look(self, images, **told))
     hooks = [
         judge.model.model.visual.register_forward_hook(lambda _module, given, _made: seen.append(given[0])),
         judge.model.model.language_model.register_forward_pre_hook(
@@ -194,10 +197,11 @@ def test_a_beginning_is_computed_once(judges, shapes, sharing):
         ),
     ]
     made = judge.judge(some)
+    monkeypatch.undo()
     for hook in hooks:
         hook.remove()
     equal(made, ours.alone.judge(some))  # in the second chunk as in the first
-    assert len(seen) == 1
+    assert len(seen) == len(resized) == 1
     assert len(read) >= 3  # the beginning, then the rest in chunks
     whole = len(judge.prompts.ids(judge.prompts.text(judge.prompts.parts(some[0]))))
     assert sum(rows * tokens for rows, tokens in read) < 12 * whole / 2
