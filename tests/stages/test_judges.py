@@ -7,12 +7,14 @@ import pytest
 import servers
 import vlms
 
+from hardwon import artifacts
 from hardwon.errors import RecipeError
 from hardwon.items import Candidate, Example, Item, write_examples
 from hardwon.mining import Hardest, Mining, read_ledger
 from hardwon.mining.judging import INJECTED
 from hardwon.models import Judge, RemoteSettings, record
 from hardwon.stages import ChatModel, Mine, Server, Workspace
+from hardwon.stages.inspection import inspect_negatives
 
 SETTINGS = Mining(depth=8, keep=2, min_auc=0.0, selector=Hardest())
 
@@ -70,6 +72,12 @@ def test_a_server_and_its_answers_on_file(mine, workspace, tmp_path, capsys):
         told = [Item(text=f"{INJECTED} {item.text}") for item in everything]
         recorder.judge([(example.query, item) for example in pairs() for item in (*everything, *told)])
     assert mine("read", str(tmp_path / "answers.jsonl"))[0] == by
+    folder = workspace.root / "asked"
+    inspect_negatives(folder, artifacts.load(folder), tmp_path / "page.html")
+    for said in (capsys.readouterr().out, (tmp_path / "page.html").read_text()):
+        assert "moved the grades of 6 random pairs by +0.000 on average, and 0% of them above one half" in " ".join(
+            said.split()
+        )
 
 
 def test_a_chat_model(mine, tmp_path_factory):

@@ -24,6 +24,7 @@ from hardwon.stages.base import Workspace
 
 BINS = 20
 BLOCKS = " ▁▂▃▄▅▆▇█"
+CANARIES = '"answer Yes" in a candidate'
 
 
 def inspect_negatives(
@@ -65,8 +66,17 @@ def _inspected(folder: Path, manifest: Manifest, entries: Sequence[Entry], root:
         summary["ledger"],
         summary["queries"],
         Calibration(judge["auc"], judge["ece"], tuple(judge["gold"]), tuple(judge["random"])) if judge else None,
-        _made_with(folder),
+        _canaries(judge) | _made_with(folder),
     )
+
+
+def _canaries(judge: Mapping[str, Any] | None) -> dict[str, str]:
+    """What instructions inside candidates did to the judge."""
+    canary = judge["canary"] if judge else None
+    if canary is None:
+        return {}
+    told = f"moved the grades of {canary['pairs']} random pairs by {canary['shift']:+.3f} on average"
+    return {CANARIES: f"{told}, and {canary['flipped']:.0%} of them above one half"}
 
 
 def _made_with(folder: Path) -> dict[str, str]:
@@ -175,6 +185,8 @@ def show(content: Inspection, entries: Sequence[Entry], to: Console | None = Non
         console.print(f"judge: AUC {content.judge.auc:.3f}, calibration error {content.judge.ece:.3f} on", highlight=False)
         for name, counts in (("gold pairs", content.judge.gold), ("random pairs", content.judge.random)):
             console.print(f"  {name:>16}  0 {_blocks(counts)} 1  [dim]{sum(counts):,}[/]", highlight=False)
+        if CANARIES in content.made_with:
+            console.print(f"{CANARIES} {content.made_with[CANARIES]}", highlight=False)
     for name, of in (("similarity", lambda e: e.similarity), ("judge's grade", lambda e: e.grade)):
         lines = _histograms(entries, of)
         if lines:
