@@ -12,8 +12,7 @@ objective must agree in value (relative 1e-4) and gradient (relative 1e-3), so t
 **Memory.** Each contender once more, in a process of its own: the largest resident memory while it runs, less the resident
 memory just before. By then the vectors are there, the contender has run on 128 pairs (libraries loaded), and 1,024 rows have
 gone through the three products (MKL keeps buffers for each thread). The two gradients that come out are part of it. What is
-freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that needs are measured and not the habits of malloc. The
-largest resident memory is VmHWM, which Linux lets a process set back; ru_maxrss is the same number, but counts start-up too.
+freed goes back to the system at once (MALLOC_MMAP_THRESHOLD_), so that needs are measured and not the habits of malloc.
 
 **Contenders.** sentence-transformers' losses are called on vectors, behind their models: the cached one gets them in pieces,
 as it makes them itself. It cuts the scores by the same `mini_batch_size` as the encoding; 32 is its default, 512 fairer to the
@@ -220,9 +219,8 @@ def make_vectors(batch: int, width: int) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(0)
     spread = torch.randn(64, width, generator=rng)
     meaning = torch.randn(batch, 64, generator=rng)
-    queries = F.normalize(meaning @ spread, dim=1)
     other = torch.randn(batch, 64, generator=rng)
-    return queries, F.normalize((0.6 * meaning + 0.8 * other) @ spread, dim=1)
+    return F.normalize(meaning @ spread, dim=1), F.normalize((0.6 * meaning + 0.8 * other) @ spread, dim=1)
 
 
 def check_agreement(contender: Contender, outcome: Outcome, known: dict[str, Outcome]) -> None:

@@ -188,7 +188,7 @@ def test_a_server_that_goes_away_for_good_is_one_error_after_some_patience():
     with pytest.raises(JudgeError, match=r"has answered nothing for .*Last failure: .*run again: what was judged before"):
         judge.judge(pairs)
     assert 0.2 < time.monotonic() - started < 3
-    assert judge.usage.calls == 0  # none reached it
+    assert judge.usage.calls <= 1  # none reached it; on loopback a socket may, seldom, be connected to itself
 
 
 @pytest.mark.parametrize(
