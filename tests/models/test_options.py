@@ -270,6 +270,18 @@ class TestLoRA:
             load(home["qwen2-vl"]).save(tmp_path / "x", merge=True)
         assert any("lora_" in name for name, _ in again.module.named_parameters())
 
+    def test_starts_from_its_seed_and_leaves_global_state_alone(self, home):
+        starts = []
+        for state, seed in ((1, 0), (2, 0), (2, 3)):
+            torch.manual_seed(state)
+            made = load(home["qwen2-vl"], lora=LoRA(rank=4, seed=seed))
+            starts.append(torch.cat([p.detach().flatten() for n, p in made.module.named_parameters() if "lora_" in n]))
+            after = torch.rand(1)
+            torch.manual_seed(state)
+            assert torch.equal(after, torch.rand(1))
+        assert torch.equal(starts[0], starts[1])
+        assert not torch.equal(starts[1], starts[2])
+
     def test_adapters_learn_in_single_precision(self, home):
         made = load(home["qwen2-vl"], lora=LoRA(rank=4), dtype="bfloat16")
         kinds = {("lora_" in name, p.dtype) for name, p in made.module.named_parameters()}

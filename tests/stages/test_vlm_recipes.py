@@ -87,4 +87,4 @@ def test_llava_onevision_7b(data, tmp_path_factory, monkeypatch):
     logs = [[json.loads(line) for line in (data / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
     alone, together = ([(row["loss"], row["gradient_norm"]) for row in log if "loss" in row] for log in logs)
     assert len(alone) == len(together) == 2
-    np.testing.assert_allclose(together, alone, rtol=0.05)  # bfloat16, in chunks that hold other items
+    np.testing.assert_allclose(together, alone, rtol=0.005)  # bfloat16, in chunks that hold other items

@@ -33,14 +33,16 @@ def add_lora(model: Any, lora: LoRA) -> None:
         raise ModelError("LoRA needs a transformers model; this one has no layers of that kind")
     if has_adapter(model):
         raise ModelError("this model has an adapter already: leave lora out to train it, or merge it into the weights first")
-    model.add_adapter(
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  (a float is fine)
-            lora_dropout=lora.dropout,
-            target_modules=_layers(inner, lora),
-        )
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  (a float is fine)
+        lora_dropout=lora.dropout,
+        target_modules=_layers(inner, lora),
     )
+    graphics = {p.device for p in inner.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(graphics, key=str)):  # peft draws from global state
+        torch.manual_seed(lora.seed)
+        model.add_adapter(config)
     for name, parameter in inner.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

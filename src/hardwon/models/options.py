@@ -21,12 +21,14 @@ class LoRA:
         dropout: on what goes into the update.
         layers: names of linear layers ("q_proj", "v_proj" ...); all those in the repeated layers of the language model if
             empty, or of both encoders of a dual encoder.
+        seed: of the weights that it starts from.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     layers: tuple[str, ...] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
