@@ -207,10 +207,24 @@ def test_a_beginning_is_computed_once(judges, shapes, sharing, monkeypatch):
     assert sum(rows * tokens for rows, tokens in read) < 12 * whole / 2
 
 
-@pytest.mark.parametrize("fault", ["another answer", "an error"])
+@pytest.mark.parametrize("name", ["llava", "llava-onevision", "qwen2-vl"])
+def test_words_of_the_prompt_may_stand_in_query_and_candidate_too(name, judges, shapes, sharing):
+    """What stands between the query's picture and the candidate, once more on both sides of it."""
+    ours, between = judges[name], "\n\nCandidate:\n"
+    query = Item(images=(shapes["plain"],), instruction=f"find it{between}")
+    some = [(query, Item(text)) for text in (f"a{between}b", "a", f"{between}{between}", f"a blue circle{between}")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):  # compared, and then no more
+            equal(ours.shared.judge(some), ours.alone.judge(some))
+
+
+@pytest.mark.parametrize("fault", ["another answer", "an error", "an error later"])
 def test_an_architecture_that_cannot_go_on_is_asked_whole_prompts(fault, judges, shapes, sharing, monkeypatch):
     ours, some = judges["qwen2-vl"], crossed(shapes)
     judge = Judge(ours.alone.model, ours.alone.prompts.processor, ASKED)
+    if fault == "an error later":
+        judge.judge(some)
     if fault == "another answer":
         positions = module.positions
         monkeypatch.setattr(module, "positions", lambda model, features: positions(model, features) * 2)
@@ -441,9 +455,10 @@ def test_where_a_beginning_ends():
     assert Beginning([[1, 9, 2, 3, 9, 5], [1, 9, 2, 3, 9, 6]], 1, {9}).end([1, 9, 9, 9, 2, 3, 9, 9, 9, 5]) == 6
     assert Beginning([[1, 2, 3], [1, 2, 4]], 0, {9}).end([1, 2, 3]) == 2
     assert Beginning([[1, 2, 3], [1, 2]], 0, {9}).end([1, 2, 3]) == 1  # the last token is the candidate's in any case
-    for ids in ([1, 9, 9, 9, 2, 3, 4, 5, 2, 3, 4, 5], [1, 9, 9, 9, 2, 3, 5, 5]):
-        with pytest.raises(Apart, match="do not stand there once"):
-            made.end(ids)
+    assert made.end([1, 9, 9, 9, 2, 3, 4, 5, 2, 3, 4, 5]) == 7  # once more in the candidate
+    assert made.end([2, 3, 4, 9, 9, 9, 2, 3, 4, 5]) == 9  # and before the picture
+    with pytest.raises(Apart, match="do not stand behind a picture"):
+        made.end([1, 9, 9, 9, 2, 3, 5, 5])
     for plain, pictures in (([[1, 9, 2], [1, 9, 3]], 1), ([[1, 2], [2, 2]], 0), ([[1, 2, 3], [1, 2, 4]], 1)):
         with pytest.raises(Apart):
             Beginning(plain, pictures, {9})

@@ -20,9 +20,9 @@ from hardwon.models.calls import RemoteSettings
 from hardwon.models.eyes import versions
 from hardwon.models.length import PictureTokens
 from hardwon.models.loading import ENDLESS, limit_pixels
-from hardwon.models.memory import Room, out_of_memory
+from hardwon.models.memory import Room
 from hardwon.models.options import Dtype, Options
-from hardwon.models.prefix import Apart, Beginning, apart, joined, positions
+from hardwon.models.prefix import Apart, Beginning, apart, going_on, joined, positions
 from hardwon.models.preflight import decoding, refuse
 from hardwon.models.prompts import Features, Once, Prompts
 from hardwon.models.question import Question
@@ -38,8 +38,6 @@ SAVED = 256  # tokens that have to be saved before a beginning is computed by it
 # How far the odds of the two ways to compute them may lie apart.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.5}
 ELSEWHERE = ("_name_or_path", "transformers_version")  # what says nothing about a model's answers
-# What models raise when they are given a beginning that they cannot go on from.
-REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 class Judge:
@@ -169,14 +167,17 @@ class Judge:
         start = tokens[0][:end]
         if any(row[:end] != start or len(row) <= end for row in tokens):
             raise Apart("the prompts of a query do not begin with the same tokens")
-        first, rest = apart(features, positions(self.model, features), end, (kind[0], bool(kind[1]), kind[2], bool(kind[3])))
-        cache = beginning.known(start)
-        if cache is None:
-            made = self._heard(first | {"use_cache": True}, lengths.new_tensor([end - 1]))[1]
-            beginning.keep(start, made)
+        with going_on():
+            where = positions(self.model, features)
+        first, rest = apart(features, where, end, (kind[0], bool(kind[1]), kind[2], bool(kind[3])))
+        with going_on():
             cache = beginning.known(start)
-        given: dict[str, Any] = {**rest, "use_cache": True, "past_key_values": joined(cache, len(tokens))}
-        return self._heard(given, lengths - 1 - end)[0]
+            if cache is None:
+                made = self._heard(first | {"use_cache": True}, lengths.new_tensor([end - 1]))[1]
+                beginning.keep(start, made)
+                cache = beginning.known(start)
+            given: dict[str, Any] = {**rest, "use_cache": True, "past_key_values": joined(cache, len(tokens))}
+            return self._heard(given, lengths - 1 - end)[0]
 
     def _heard(self, given: dict[str, Any], last: Tensor) -> tuple[Tensor, Any]:
         """Logits of both answers behind the last token of each row, and the keys and values of all tokens."""
@@ -276,15 +277,13 @@ class _Work:
             return self.judge.whole(features)
         try:
             logits = self.judge.continued(features, beginning, kind)
-        except (Apart, *REFUSALS) as error:
-            if out_of_memory(error) or agreed:
-                raise
-            self.judge.settle(kind, False, f"{type(error).__name__}: {error}".splitlines()[0][:200])
+        except Apart as error:
+            self.judge.settle(kind, False, str(error))
             return self.judge.whole(features)
-        if agreed is None:
-            truth = self.judge.whole(features)
-            return logits if self.judge.compare(logits, truth, kind) else truth
-        return logits
+        if agreed:
+            return logits
+        truth = self.judge.whole(features)
+        return logits if self.judge.compare(logits, truth, kind) else truth
 
     def _judged(self, rows: list[int], compute: Callable[[Features], Tensor], show: Show, looks: Any = None) -> np.ndarray:
         """Logits of some pairs of one kind, [n 2]; NaN and a problem where there are none."""

@@ -2,12 +2,14 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hardwon.models.memory import out_of_memory
 from hardwon.models.prompts import Features
 
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
@@ -15,6 +17,22 @@ GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
 class Apart(Exception):
     """Prompts that cannot be taken apart into a common beginning and the rest; says why."""
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Around code of a model that is given a beginning to go on from: what it raises if it cannot do that is `Apart`.
+
+    There is no one exception for it: models without such a cache, or with one of their own, fail over a missing argument,
+    attribute, key or shape. Nothing is lost by taking them all for the same, since the whole prompts are read then, and what
+    is really broken fails there again.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise Apart(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
 
 
 def common(rows: Sequence[Sequence[int]]) -> int:
@@ -49,7 +67,7 @@ class Beginning:
         start = places[pictures - 1] + 1 if pictures else 0
         if end <= start:
             raise Apart("nothing but the query's pictures is the same in all prompts")
-        self._words, self._pictured = first[start:end], bool(pictures)
+        self._words, self._placeholders = first[start:end], placeholders if pictures else set()
         self._ids: list[int] = []
         self._cache: Any = None
 
@@ -57,15 +75,17 @@ class Beginning:
         """Where the beginning ends in a prompt with its pictures put in.
 
         Raises:
-            Apart: it cannot be found, or is found twice.
+            Apart: it cannot be found.
         """
         words = self._words
-        if not self._pictured:
+        if not self._placeholders:
             return len(words)
-        found = [n for n in range(len(ids) - len(words)) if ids[n] == words[0] and ids[n : n + len(words)] == words]
-        if len(found) != 1:
-            raise Apart("the words between the query's pictures and the candidate do not stand there once")
-        return found[0] + len(words)
+        # The same words may stand before the pictures, in an instruction, or once more in the candidate.
+        seen = next((n for n, token in enumerate(ids) if token in self._placeholders), len(ids))
+        for n in range(seen, len(ids) - len(words)):
+            if ids[n] == words[0] and ids[n : n + len(words)] == words:
+                return n + len(words)
+        raise Apart("the words between the query's pictures and the candidate do not stand behind a picture")
 
     def known(self, ids: list[int]) -> Any:
         """What was kept of just these tokens, to be written to; None if they are new."""
