@@ -1,0 +1,1 @@
+"""What breaks it: faults and bad inputs in the numbers that shared/reliability.md asks for, and what was survived."""
