@@ -9,7 +9,7 @@ from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Reranker
 from hardwon.models.body import trainable
-from hardwon.models.memory import plan
+from hardwon.models.memory import ENOUGH, plan
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
@@ -25,6 +25,22 @@ def test_a_plan_holds_everything_once_within_the_budget(costs, budget):
 def test_equal_costs_stay_in_order():
     assert plan([5, 5, 5, 5, 5], 10) == [[0, 1], [2, 3], [4]]
     assert plan([], 10) == []
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(300, 2000), st.sampled_from([0.0, 0.15, 0.5, 1.0]))
+def test_little_padding_once_a_chunk_is_large_enough(costs, budget, waste):
+    chunks = plan(costs, budget, waste)
+    assert sorted(n for chunk in chunks for n in chunk) == list(range(len(costs)))
+    for chunk in chunks:
+        longest = costs[chunk[0]]
+        assert len(chunk) * longest <= budget
+        for place, n in enumerate(chunk):
+            assert place * longest < ENOUGH or costs[n] >= (1 - waste) * longest
+
+
+def test_padding_starts_a_new_chunk():
+    assert plan([100, 100, 100, 90, 50, 50], 1000, 0.15) == [[0, 1, 2, 3], [4, 5]]
+    assert plan([100, 50, 50], 1000, 0.15) == [[0, 1, 2]]  # too little to be worth another pass
 
 
 class TestLoad:

@@ -15,6 +15,7 @@ import torch
 from hardwon.errors import ModelError
 
 T = TypeVar("T")
+ENOUGH = 256  # tokens from which on a forward pass costs more than the calls that it consists of
 # What torch says in a plain RuntimeError: its allocator on Linux and on Windows, a driver or MPS, cuBLAS.
 PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -40,10 +41,15 @@ def attempted(work: Callable[[], T]) -> list[T]:
     return []
 
 
-def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
+def plan(costs: Sequence[int], budget: int, waste: float = 1.0) -> list[list[int]]:
     """Positions grouped into chunks, longest first, so that rows x longest row stays within the budget.
 
     Equal costs stay in order, so the plan depends on nothing but the costs.
+
+    Args:
+        costs: tokens of the items.
+        budget: tokens of a chunk, padding included.
+        waste: share of a row that may be padding, once a chunk holds `ENOUGH` tokens; more starts a new chunk.
 
     >>> plan([3, 9, 4], 9)
     [[1], [2, 0]]
@@ -51,7 +57,8 @@ def plan(costs: Sequence[int], budget: int) -> list[list[int]]:
     chunks: list[list[int]] = []
     longest = 0
     for n in sorted(range(len(costs)), key=lambda n: -costs[n]):
-        if not chunks or (len(chunks[-1]) + 1) * longest > budget:
+        filled = len(chunks[-1]) * longest if chunks else 0
+        if not chunks or filled + longest > budget or (filled >= ENOUGH and costs[n] < (1 - waste) * longest):
             chunks.append([])
             longest = costs[n]
         chunks[-1].append(n)
@@ -64,19 +71,20 @@ class Room:
     Args:
         tokens: of one forward pass.
         keep: tokens whose graph stays until the backward pass; None: everything's.
+        waste: see `plan`.
 
     Attributes:
         tokens: see above.
         keep: see above.
     """
 
-    def __init__(self, tokens: int, keep: int | None = None):
-        self.tokens, self.keep = tokens, keep
+    def __init__(self, tokens: int, keep: int | None = None, waste: float = 1.0):
+        self.tokens, self.keep, self._waste = tokens, keep, waste
         self._hoped, self._told = (tokens, keep), False
 
     def chunks(self, rows: Sequence[int], costs: Sequence[int]) -> list[list[int]]:
         """Some of the items in chunks that fit; see `plan`."""
-        return [[rows[place] for place in places] for places in plan([costs[n] for n in rows], self.tokens)]
+        return [[rows[place] for place in places] for places in plan([costs[n] for n in rows], self.tokens, self._waste)]
 
     def each(
         self,

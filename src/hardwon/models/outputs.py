@@ -14,6 +14,7 @@ from hardwon.models.scorer import Pair
 from hardwon.progress import bar
 
 ENCODE_TOKENS = 2048  # of one forward pass without a graph
+WASTE = 0.15  # share of a row that may be padding
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def outputs(
     keys = [tuple(item.key for item in _items(row)) for row in rows]
     place = {key: n for n, key in enumerate(dict.fromkeys(keys))}
     distinct = list(dict(zip(keys, rows, strict=True)).values())
-    made, room = np.zeros((len(distinct), *width), dtype=np.float32), Room(ENCODE_TOKENS)
+    made, room = np.zeros((len(distinct), *width), dtype=np.float32), Room(ENCODE_TOKENS, waste=WASTE)
     parts = [_items(row) for row in distinct]
     with decoding(model.body, [item for part in parts for item in part]), model.evaluating():
         model.body.prepare(parts, bool(progress))
