@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hardwon.errors import ArtifactError, HardwonError
+from hardwon.errors import ArtifactError, HardwonError, ModelError
 from hardwon.items import Item
 
 app = typer.Typer(
@@ -272,6 +272,8 @@ def assets() -> None:
     "hardwon and by plain SentenceTransformer(MODEL), from the folder and from a saved copy. Each row shows the largest "
     "difference of cosine and the probe that has it. When a row is above the tolerance, a line says what to do, and the exit "
     "code is 1. The copy takes as much room in the temporary folder as the model.\n\n"
+    "Models that hardwon has trained hold the vectors of the probes, so that a later library or machine that gives others is "
+    "found out; [bold]--keep[/] writes them into the folder of any model.\n\n"
     "Example: [bold]hardwon doctor runs/demo/round2/model[/]"
 )
 def doctor(
@@ -284,13 +286,23 @@ def doctor(
         typer.Option(help="Difference of cosine that passes; 1e-5 for weights in float32, 1e-3 for narrower ones.", min=0.0),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is if left out.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the vectors of the probes in the folder, to compare with later.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Examine a model: see `hardwon.models.doctor`."""
     from hardwon.models.doctor import examine
 
+    if keep and not Path(model).is_dir():
+        raise ModelError(f"--keep writes into the model's folder, and {model} is none: save the model to one first")
     _hide_loading()
     found = examine(model, device=device, tolerance=tolerance, progress="examining")
+    if keep and found.passed:
+        from hardwon.models import Embedder, golden
+
+        count = golden.keep(Embedder.load(model, device=device), Path(model))
+        typer.echo(f"kept the vectors of {count} probes in {Path(model) / golden.FILE}", err=True)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:

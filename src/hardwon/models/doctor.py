@@ -25,6 +25,7 @@ from hardwon.models.examination import (
     ENCODED,
     FILLED,
     FINITE,
+    KEPT,
     ONE,
     ORDER,
     PLAIN,
@@ -37,6 +38,7 @@ from hardwon.models.examination import (
     Examination,
 )
 from hardwon.models.facts import Facts, collect
+from hardwon.models.golden import DRIFT, changed, kept
 from hardwon.models.loading import ENDLESS, as_it_is, settle_filling, settle_frames, settle_vectors
 from hardwon.models.lora import has_adapter
 from hardwon.models.plain import encode_plainly, plainly
@@ -155,6 +157,7 @@ def _ours(
         probes += long_probes(length, "image" in embedder.body.modalities and embedder.body.fused)
     with torch.no_grad(), embedder.evaluating():
         case = _truth(embedder, probes, notes, tolerance, own_length)
+        _since(case, path, model.device.type)
         advance(note=TOGETHER)
         _in_batches(case, embedder, advance)
     advance(note="speed")
@@ -228,6 +231,18 @@ def _apart(embedder: Embedder, case: _Case) -> Check:
         names = [case.probes[first].name, *(case.probes[n].name for n in sorted(same) if same[n] == first)]
         case.notes.append(f"Its tokenizer makes the very same of these probes: {', '.join(names)}.")
     return found
+
+
+def _since(case: _Case, path: str | Path, device: str) -> None:
+    """What has changed since the model was saved."""
+    vectors, about = kept(path)
+    chosen = [n for n, probe in enumerate(case.probes) if probe.item.key in vectors]
+    if not chosen:
+        return
+    apart = difference(np.stack([vectors[case.probes[n].item.key] for n in chosen]), case.truth[chosen])
+    at = int(np.argmax(apart))
+    case.rows.append(Check(KEPT, len(chosen), float(apart[at]), case.probes[chosen[at]].name, DRIFT))
+    case.notes.extend(f"Since it was saved: {what}." for what in changed(about, device))
 
 
 def _tokens(body: Body, probe: Probe) -> dict[str, bytes]:

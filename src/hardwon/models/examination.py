@@ -12,7 +12,8 @@ FILLED = "filled up on the other side"
 PLAIN, PLAIN_TOGETHER = "by SentenceTransformer(path)", "the same in batches"
 COPY, PLAIN_COPY = "saved: by hardwon", "saved: by SentenceTransformer"
 COARSE = "computed in bfloat16"
-ORDER = (READ, FINITE, ONE, APART, TOGETHER, REVERSED, ENCODED, FILLED, PLAIN, PLAIN_TOGETHER, COPY, PLAIN_COPY, COARSE)
+KEPT = "as when it was saved"
+ORDER = (READ, FINITE, ONE, APART, TOGETHER, REVERSED, ENCODED, FILLED, PLAIN, PLAIN_TOGETHER, COPY, PLAIN_COPY, KEPT, COARSE)
 
 _PADDING = (
     "A vector depends on what shares its batch: padding is seen. `model_input_names` in tokenizer_config.json must name "
@@ -37,6 +38,8 @@ ADVICE = {
     PLAIN_TOGETHER: _PADDING,
     COPY: _SAVING,
     PLAIN_COPY: _SAVING,
+    KEPT: "Since the model was saved its weights, its settings or a library changed, and its vectors with them. Encode what is "
+    "in your indexes again, or go back to the versions that are named below.",
 }
 
 

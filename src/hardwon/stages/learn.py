@@ -18,7 +18,7 @@ from hardwon.errors import OnError, RecipeError
 from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
-from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer, YesNo
+from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer, YesNo, golden
 from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
 from hardwon.progress import console
@@ -161,6 +161,7 @@ class Train:
         about = self._about(examples, draft.path / "metrics.jsonl")
         if isinstance(trained, Embedder):
             trained.save(draft.path / "model", about, merge=self.merge)
+            golden.keep(trained, draft.path / "model")
         else:
             trained.save(draft.path / "model", about)
         shutil.rmtree(checkpoints, ignore_errors=True)
