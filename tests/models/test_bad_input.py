@@ -145,7 +145,6 @@ CLASSICS = [
     "NaN", "/etc/passwd", "http://127.0.0.1:9/x.png", "file:///etc/passwd", "data:image/png;base64,iVBORw0KGgo=", "<image>",
     "[SEP][CLS]", "<|im_end|>", "{{ 7*7 }} {% raw %}", "%s%n%x", "'; DROP TABLE items; --", "\\", "\r\n", "x" * 100_000,
 ]  # fmt: skip
-DTYPES = st.sampled_from(["fp32", "bf16"])
 
 
 @pytest.fixture(scope="module", params=["tiny", "clip", "siglip", "llava", "qwen2-vl"])
@@ -161,12 +160,15 @@ class TestText:
     )
     @example(texts=CLASSICS, dtype="fp32")
     @example(texts=CLASSICS, dtype="bf16")
+    @example(texts=CLASSICS, dtype="fp16")
     @given(
-        texts=st.lists(st.text(st.characters(), max_size=60), min_size=1, max_size=8), dtype=st.sampled_from(["fp32", "bf16"])
+        texts=st.lists(st.text(st.characters(), max_size=60), min_size=1, max_size=8),
+        dtype=st.sampled_from(["fp32", "bf16", "fp16"]),
     )
     def test_any_text_gives_a_unit_vector(self, model, texts, dtype):
         items = [Item(text=text) for text in texts if text] or [Item(text=" ")]
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"), torch.no_grad():
+        narrow = torch.float16 if dtype == "fp16" else torch.bfloat16
+        with torch.autocast("cpu", narrow, enabled=dtype != "fp32"), torch.no_grad():
             vectors = model.forward(items).float().numpy()
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
 
@@ -329,6 +331,15 @@ def test_b1_vectors_are_those_of_single_items(decoder, items, side):
             for size in (2, 7, 32) if dtype == "fp32" else (7,):
                 made = torch.cat([model.forward(items[n : n + size]) for n in range(0, len(items), size)])
                 assert float((made * alone).sum(dim=1).min()) >= least, (dtype, size)
+                if dtype == "fp32":
+                    assert_same_best(made.double() @ made.double().T, alone.double() @ alone.double().T)
+
+
+def assert_same_best(made, truth, k=10):
+    """The best k of each row are the same; what is alike to seven digits may change places."""
+    for scores, row in zip(made, truth, strict=True):
+        last = row.topk(k).values[-1]
+        assert row[scores.topk(k).indices].min() >= last - 1e-6
 
 
 class TestWeights:
