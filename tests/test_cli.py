@@ -232,6 +232,17 @@ def test_inspect_shows_what_an_artifact_is(call, recipe, tmp_path):
     assert "versions" in out
 
 
+def test_inspect_of_an_index_says_what_smaller_vectors_would_find(call, index):
+    folder, _ = index
+    code, out, _ = call("inspect", folder / "index")
+    assert code == 0
+    rows = [line.split("│")[1:5] for line in out.splitlines() if "float32 " in line or "int8 " in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["float32", "1.000", "[1.000, 1.000]", "104"],
+        ["int8", "1.000", "[1.000, 1.000]", "26"],
+    ]
+
+
 def test_inspect_of_what_is_damaged_or_none(call, recipe, tmp_path):
     call("run", recipe, "--out", tmp_path / "out")
     (tmp_path / "out/a/note.txt").write_text("changed")

@@ -18,7 +18,6 @@ from datetime import date
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.losses import commit, processor
 from benchmarks.reliability import correctness, inputs
@@ -77,19 +76,17 @@ def main(arguments: Sequence[str]) -> int:
         if name not in known:
             parser.error(unknown("trial", name, known))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    table, short = Table(*COLUMNS), False
+    console, short = Console(highlight=False), False
     for name in asked.only:
         kept = attempt(known[name], asked.share, asked.seed)
-        table.add_row(*cells(known[name], kept))
         if asked.share >= 1:
             results[name] = kept
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             PAGE.write_text(page(results))
-        Console(stderr=True).print(f"{name}: {kept['tried']} tried, {kept['failed']} failed; {kept['found']}")
+        console.print(f"[bold]{name}[/] {kept['tried']:,} tried, {kept['failed']:,} failed; {kept['found']}")
         short |= bool(kept["failed"])
         if kept["failed"]:
-            Console(stderr=True).print(f"{name} does not reach its goal: {known[name].goal}", style="red")
-    Console().print(table)
+            console.print(f"{name} does not reach its goal: {known[name].goal}", style="red")
     return int(short)
 
 

@@ -195,7 +195,8 @@ def inspect(
     """Say what an artifact is, what made it, and whether it is whole.
 
     Of hard negatives (hardwon mine) it also says what each rule kept and rejected and how far the judge is to be believed, and
-    writes a page on which you see queries, positives and candidates with their scores, the likely mistakes first.
+    writes a page on which you see queries, positives and candidates with their scores, the likely mistakes first. Of an index
+    it says what would be found with smaller vectors: 8 bits a number, 1 bit, fewer numbers.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -215,6 +216,10 @@ def inspect(
     for name, value in manifest.inputs.items():
         table.add_row(escape(name), escape(json.dumps(value, indent=1, ensure_ascii=False)))
     Console().print(table)
+    if manifest.kind == "index":
+        from hardwon.stages import forms
+
+        Console().print(forms.table(folder) or "a single item: nothing to compare")
     if manifest.kind == "negatives":
         from hardwon.stages.inspection import inspect_negatives
 
