@@ -3,6 +3,7 @@
 hardwon is imported inside functions: the shape checks install themselves before the first import.
 """
 
+import io
 import itertools
 import string
 from pathlib import Path
@@ -113,6 +114,13 @@ def build_text(folder):
     modules = [Transformer(str(parts)), Pooling(WIDTH, pooling_mode="mean"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
     return folder
+
+
+def encoded(picture, kind="PNG", **more):
+    """A picture as the bytes of a file."""
+    file = io.BytesIO()
+    picture.save(file, kind, **more)
+    return file.getvalue()
 
 
 def draw(colour, shape, size=SIZE):

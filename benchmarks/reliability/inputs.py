@@ -16,7 +16,7 @@ TRIALS: tuple[Trial, ...] = (
         full=3000,
     ),
     by_tests("A2", "one bit flipped in a stored picture", "all caught, no false alarm", f"{BAD} a2", each=50, full=1000),
-    by_tests("A3", "decompression bombs", "refused from the header", f"{PICTURES} bombs", each=21, full=21),
+    by_tests("A3", "decompression bombs", "refused from the header", "tests/test_picture_caps.py bombs", each=21, full=21),
     by_tests(
         "A4", "modes, transparency, orientations, first frames", "0 differing pixels", f"{PICTURES} {SHAPES}", each=72, full=72
     ),

