@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 from hardwon.losses.targets import KnownPairs, Targets, check, check_contrast, exact
 
 Known = Targets | KnownPairs
-# To the base 2, since torch's exp2 is up to three times as fast as its exp (0.16 against 0.44 ns a number with AVX-512).
+# To the base 2, since torch's exp2 takes 0.37 x the time of its exp (AVX-512; `x.exp2()` against `x.exp()` by
+# `python -m timeit -s "import torch; x = torch.randn(4096, 256)"`).
 LOG2_E = 1 / math.log(2)
 
 

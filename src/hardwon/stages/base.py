@@ -4,8 +4,8 @@ A stage names what it reads and where it writes, relative to the workspace. It i
 damaged or made from other inputs; what was interrupted goes on where it stopped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -14,6 +14,8 @@ from rich.markup import escape
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.progress import console
+
+MODELS = ("model", "judge", "rerank")  # fields of stages that name a model
 
 
 @runtime_checkable
@@ -94,8 +96,7 @@ class Workspace:
 
     def inputs(self, stage: Stage) -> dict[str, Any]:
         """The resolved stage and the fingerprints of what it reads."""
-        models = [getattr(stage, name, "") for name in ("model", "judge", "rerank")]
-        models += [getattr(models[1], "model", "")]  # of a judge that is more than a path
+        models = set(_models(stage))
         parents = {name: self.identity(name, hub=name in models) for name in stage.reads()}
         return {"stage": artifacts.plain(stage), "parents": parents}
 
@@ -123,6 +124,16 @@ class Workspace:
         if doubled:
             raise RecipeError(f"two stages write to {', '.join(sorted(doubled))}")
         return [self.run(stage, number=f"{n}/{len(stages)}") for n, stage in enumerate(stages, 1)]
+
+
+def _models(thing: Any) -> Iterator[str]:
+    """Names of the models that a stage reads, also within the judge it describes: what may be a name on the hub."""
+    for f in fields(thing):
+        value = getattr(thing, f.name)
+        if f.name in MODELS and isinstance(value, str):
+            yield value
+        elif is_dataclass(value):
+            yield from _models(value)
 
 
 def describe(stage: Stage) -> str:
