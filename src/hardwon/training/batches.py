@@ -36,18 +36,32 @@ class Batch:
         return len({*self.queries, *self.candidates})
 
 
-def plan_epoch(sources: Sequence[str], size: int, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(
+    sources: Sequence[str], size: int, seed: int, epoch: int, groups: Sequence[int] | None = None
+) -> list[list[int]]:
     """Positions of the examples of each batch: every batch from one source, sources interleaved at random.
 
     Single-source batches keep negatives comparable: captions meet captions, pictures meet pictures (VLM2Vec-V2 mixes blocks
     likewise). The rest of a source that does not fill a batch waits for the next epoch's shuffle.
+
+    Args:
+        sources: of the examples.
+        size: examples of a batch.
+        seed: of the order.
+        epoch: another order for each.
+        groups: numbers of groups whose members stay together; which groups meet in a batch is drawn anew for each epoch.
     """
-    groups: dict[str, list[int]] = {}
+    by_source: dict[str, list[int]] = {}
     for n, source in enumerate(sources):
-        groups.setdefault(source, []).append(n)
+        by_source.setdefault(source, []).append(n)
     batches: list[list[int]] = []
-    for source, rows in sorted(groups.items()):
+    for source, rows in sorted(by_source.items()):
         generator(seed, "order", epoch, source).shuffle(rows)
+        if groups is not None:
+            first: dict[int, int] = {}
+            for place, n in enumerate(rows):
+                first.setdefault(groups[n], place)
+            rows.sort(key=lambda n: first[groups[n]])
         size_here = min(size, len(rows))
         batches += [rows[start : start + size_here] for start in range(0, len(rows) - size_here + 1, size_here)]
     generator(seed, "sources", epoch).shuffle(batches)
@@ -55,7 +69,14 @@ def plan_epoch(sources: Sequence[str], size: int, seed: int, epoch: int) -> list
 
 
 def batches(
-    examples: Sequence[Example], *, size: int, steps: int, negatives: int = 0, seed: int = 0, start: int = 0
+    examples: Sequence[Example],
+    *,
+    size: int,
+    steps: int,
+    negatives: int = 0,
+    seed: int = 0,
+    start: int = 0,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Endless epochs cut off after `steps` batches.
 
@@ -66,11 +87,12 @@ def batches(
         negatives: of each example's own negatives (given or mined), how many join the candidates at most.
         seed: of order and draws.
         start: batches to leave out at the beginning (a resumed run).
+        groups: see `plan_epoch`.
     """
     sources = [example.source for example in examples]
     number, epoch = 0, 0
     while number < steps:
-        for rows in plan_epoch(sources, size, seed, epoch):
+        for rows in plan_epoch(sources, size, seed, epoch, groups):
             if number >= steps:
                 return
             if number >= start:

@@ -14,6 +14,7 @@ from hardwon.errors import Diverged, OnError, RecipeError, unknown
 from hardwon.losses import FalseNegatives
 from hardwon.models.body import trainable
 from hardwon.models.precision import Precision, computed_in
+from hardwon.training.groups import Groups
 from hardwon.training.objective import LearnedTemperature
 from hardwon.training.step import Memory
 from hardwon.training.trackers import check_names
@@ -28,6 +29,8 @@ class Settings:
         negatives: of each example's own negatives, how many join a batch at most.
         random_negatives: for rerankers, gold of other examples of the same source that joins each list: what belongs together
             at all is learned from these, what tells near-misses apart from the former.
+        groups: for embedders, batches made of groups of examples that the model, as it is before the first step, takes for
+            each other; at random if None.
         learning_rate: peak, after a linear warm-up and before a cosine decay to 5 % of it.
         rates: (start of parameter names, peak learning rate) for parts that learn at a pace of their own.
         warmup: share of the steps that the learning rate rises.
@@ -55,6 +58,7 @@ class Settings:
     batch_size: int = 64
     negatives: int = 0
     random_negatives: int = 0
+    groups: Groups | None = None
     learning_rate: float = 3e-4
     rates: tuple[tuple[str, float], ...] = ()
     warmup: float = 0.1

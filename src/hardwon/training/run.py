@@ -24,6 +24,7 @@ from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
 from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
+from hardwon.training.groups import agreed
 from hardwon.training.log import Row, in_words, metrics_log, step_row
 from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
@@ -79,6 +80,9 @@ def train(
         without_dropout(model.module)
     found = ready(model, examples, settings, world)
     _check(model, found.examples, steps, settings)  # again: what is left must do
+    examples, groups = found.examples, None
+    if settings.groups and isinstance(model, Embedder):
+        groups = agreed(examples, model, settings.groups, seed=settings.seed, out=out)
     objective = _objective(loss, settings, model.body.model.device)
     optimizer = optimizer_for(model.module, settings, objective.log_temperature)
     parameters = _parameters(model, objective)
@@ -86,11 +90,12 @@ def train(
         torch.manual_seed(settings.seed + world.rank)  # dropout differs from process to process, the data do not
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         world.same(parameters.values())
-        plan = _Plan(steps, start, settings, out if world.first else None, validate if world.first else None, title, world)
+        written = out if world.first else None
+        plan = _Plan(steps, start, settings, written, validate if world.first else None, title, world, groups)
         checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
         with checkpointing, _log(plan, model.body.model.device) as log:
             _note(log, damaged, found.left_out if start == 0 else ())
-            _run(model, found.examples, objective, plan, optimizer, log)
+            _run(model, examples, objective, plan, optimizer, log)
     model.module.eval()
     return model
 
@@ -106,6 +111,7 @@ class _Plan:
     validate: tuple[int, Callable[[], float]] | None
     title: str
     world: World
+    groups: list[int] | None
 
 
 def _settled(settings: Settings, device: torch.device, world: World) -> Settings:
@@ -154,7 +160,7 @@ def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settin
         raise RecipeError(f"steps must be at least 1, got {steps}")
     if len(examples) < 2:
         raise DataError(f"training needs at least 2 examples, got {len(examples)}")
-    unused = [name for name in ("widths", "temperature") if getattr(settings, name)]
+    unused = [name for name in ("widths", "temperature", "groups") if getattr(settings, name)]
     if isinstance(model, Reranker) and unused:
         raise RecipeError(f"settings.{unused[0]} is about vectors; a reranker has none")
     if isinstance(model, Reranker) and settings.false_negatives and settings.false_negatives.copies is not None:
@@ -183,6 +189,7 @@ def _run(
             negatives=settings.negatives,
             seed=settings.seed,
             start=plan.start,
+            groups=plan.groups,
         )
     )
 

@@ -1,0 +1,146 @@
+"""Groups of examples that are easily taken for each other: batches made of them hold hard negatives at no extra encoding.
+
+After B3 (arXiv:2505.11293), which cuts the graph of a teacher's nearest neighbours into communities, and fills batches with
+them. Here groups grow one by one from the nearest neighbours of the model that is about to be trained.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hardwon.artifacts import fingerprint, write_json
+from hardwon.distributed import World
+from hardwon.errors import RecipeError
+from hardwon.items import Example
+from hardwon.models import Embedder, Encoder
+from hardwon.randomness import generator
+from hardwon.search import retrieve
+
+FILE = "groups.json"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How examples are grouped.
+
+    Attributes:
+        size: examples of a group. A batch of 64 with groups of 8 holds 7 near-misses for each query and 56 others.
+        skip: nearest gold of other examples that is passed over: most of what is right after all stands first.
+        depth: nearest ones behind those that may join a group.
+    """
+
+    size: int = 8
+    skip: int = 1
+    depth: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 2), ("skip", 0), ("depth", 1)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"groups.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def group(examples: Sequence[Example], encoder: Encoder, how: Groups, *, seed: int, progress: str = "") -> list[int]:
+    """The number of each example's group; examples of different sources are never in one.
+
+    What is known to belong to a query (other copies of its gold, `Example.related`) does not make two examples neighbours. A
+    group is smaller where all neighbours have found another already.
+
+    Args:
+        examples: the training set; the first gold of each stands for it.
+        encoder: whose near-misses they should be.
+        how: see `Groups`.
+        seed: of the order in which groups begin.
+        progress: name of the encoding in a bar.
+    """
+    queries = encoder.encode([example.query for example in examples], progress=progress)
+    golds = encoder.encode([example.gold[0] for example in examples], progress=progress)
+    sources: dict[str, list[int]] = {}
+    for n, example in enumerate(examples):
+        sources.setdefault(example.source, []).append(n)
+    numbers, count = [0] * len(examples), 0
+    for source, rows in sorted(sources.items()):
+        near = _neighbours([examples[n] for n in rows], queries[rows], golds[rows], how)
+        order = list(range(len(rows)))
+        generator(seed, "groups", source).shuffle(order)
+        for members in _grown(near, order, how.size):
+            for place in members:
+                numbers[rows[place]] = count
+            count += 1
+    return numbers
+
+
+def _neighbours(examples: Sequence[Example], queries: np.ndarray, golds: np.ndarray, how: Groups) -> list[dict[int, float]]:
+    """For each example the others that it is like, and how much: sums of both directions."""
+    holding: dict[str, list[int]] = {}
+    for n, example in enumerate(examples):
+        holding.setdefault(example.gold[0].content, []).append(n)
+    known = [{g.content for g in e.gold} | e.related | {e.query.content} for e in examples]
+    barred = [[n for content in contents for n in holding.get(content, ())] for contents in known]
+    found = retrieve(queries, golds, how.skip + how.depth, exclude=barred)
+    near: list[dict[int, float]] = [{} for _ in examples]
+    for one, (ids, scores) in enumerate(zip(found.ids.tolist(), found.scores.tolist(), strict=True)):
+        for other, score in list(zip(ids, scores, strict=True))[how.skip :]:
+            if other >= 0 and other != one:
+                for a, b in ((one, other), (other, one)):
+                    near[a][b] = near[a].get(b, 0.0) + score
+    return near
+
+
+def _grown(near: Sequence[dict[int, float]], order: Sequence[int], size: int) -> list[list[int]]:
+    """Groups, each begun by the first that is left and joined by whoever is nearest to all its members together."""
+    free = set(order)
+    made: list[list[int]] = []
+    for first in order:
+        if first not in free:
+            continue
+        members: list[int] = [first]
+        pull: dict[int, float] = {}
+        free.discard(first)
+        while len(members) < size:
+            for other, score in near[members[-1]].items():
+                pull[other] = pull.get(other, 0.0) + score
+            left = [(score, -other) for other, score in pull.items() if other in free]
+            if not left:
+                break
+            members.append(-max(left)[1])
+            free.discard(members[-1])
+        made.append(members)
+    return made
+
+
+def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed: int, out: Path | None) -> list[int]:
+    """`group` by the first process for all, kept in `out`: a run that goes on finds what it began with.
+
+    Args:
+        examples: see `group`.
+        embedder: the model before its first step.
+        how: see `group`.
+        seed: see `group`.
+        out: folder of the run; nothing is kept if None.
+    """
+    world = World.current()
+    numbers = torch.zeros(len(examples), dtype=torch.long, device=embedder.body.model.device)
+    with world.all_or_none("grouping the examples", numbers.device):
+        if world.first:
+            numbers.copy_(torch.tensor(_kept(examples, embedder, how, seed, out)))
+    world.same([numbers])
+    return numbers.tolist()
+
+
+def _kept(examples: Sequence[Example], encoder: Encoder, how: Groups, seed: int, out: Path | None) -> list[int]:
+    keys = [[e.query.key, e.gold[0].key, e.source, sorted(e.related)] for e in examples]
+    made_from = fingerprint([encoder.fingerprint, list(astuple(how)), seed, keys])
+    place = None if out is None else out / FILE
+    if place is not None and place.is_file():
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        if kept["made from"] == made_from:
+            return kept["groups"]
+    numbers = group(examples, encoder, how, seed=seed, progress="embedding for groups")
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, {"made from": made_from, "groups": numbers})
+    return numbers
