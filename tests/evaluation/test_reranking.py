@@ -24,11 +24,13 @@ def benchmark(make_task):
 
 def test_both_reports_from_one_encoding(fake, benchmark):
     encoder = fake()
-    found = evaluate_reranking(encoder, benchmark, Fused(Judge(True), depth=10, weight=1.0), label="small", progress=False)
+    found = evaluate_reranking(
+        encoder, benchmark, Fused(Judge(True), depth=10, weight=1.0), labels=("small", "both"), progress=False
+    )
     assert len(encoder.calls) == 1
     assert found.alone.results == evaluate(fake(), benchmark, progress=False).results
     assert found.reranked.results == evaluate(fake(), benchmark, rerank=Fused(Judge(True), 10, 1.0), progress=False).results
-    assert (found.comparison.first, found.comparison.second) == ("small + reranker", "small")
+    assert (found.comparison.first, found.comparison.second) == ("both", "small")
     gains = {task.name: task.value.mean for task in found.comparison.tasks}
     for name in ("one", "two"):
         hits = [np.mean(report.result(name).hits) for report in (found.reranked, found.alone)]

@@ -8,7 +8,7 @@ import pytest
 from hardwon.errors import ArtifactError
 from hardwon.items import Item
 from hardwon.metrics import Interval
-from hardwon.search import Fused, Gate, Kind
+from hardwon.search import Budget, Fused, Gate, Kind
 
 HELPED = Kind("find", 60, Interval(0.2, 0.1, 0.3), weight=0.5, margin=0.25, reranked=0.8)
 HARMED = Kind("name", 60, Interval(0.1, -0.02, 0.2), weight=0.4, margin=1.0, reranked=1.0)
@@ -62,3 +62,20 @@ def test_a_gate_survives_a_file():
 def test_what_is_no_gate_is_refused(row):
     with pytest.raises(ArtifactError, match="no gate of a reranker"):
         Gate.from_json(row)
+
+
+def test_how_a_reranker_is_used_survives_a_file():
+    fused = Fused(Likes(), 7, 0.3, GATE, clip=(-2.0, 3.0), top=2, budget=Budget(pairs=1.5), stride=3)
+    assert Fused.from_json(json.loads(json.dumps(fused.to_json())), fused.reranker) == fused
+    plain = Fused(Likes())
+    assert Fused.from_json(json.loads(json.dumps(plain.to_json())), plain.reranker) == plain
+
+
+def test_what_was_learned_for_another_reranker_is_refused():
+    row, other = Fused(Likes()).to_json(), Likes()
+    other.fingerprint = "another one entirely"
+    with pytest.raises(ArtifactError, match="learned for reranker likes, and that one is another one"):
+        Fused.from_json(row, other)
+    for bad in (None, {}, {**row, "more": 1}):
+        with pytest.raises(ArtifactError, match="does not say how a reranker is used"):
+            Fused.from_json(bad, Likes())

@@ -71,15 +71,14 @@ def evaluate_reranking(
     rerank: Rescorer,
     *,
     tasks: Sequence[str] | None = None,
-    label: str = "",
+    labels: tuple[str, str] = ("embedder", "embedder + reranker"),
     progress: bool = True,
 ) -> Reranking:
     """Evaluate an embedder alone and with a reranker, and compare. Every item is encoded once.
 
-    Arguments and errors as `evaluate`; `label` names the embedder, and the other report has " + reranker" behind it.
+    Arguments and errors as `evaluate`; `labels` names the embedder, and the embedder with the reranker.
     """
     once = _Once(encoder)
-    alone = evaluate(once, benchmark, tasks=tasks, label=label or "embedder", progress=progress)
-    name = f"{alone.label} + reranker"
-    reranked = evaluate(once, benchmark, rerank=rerank, tasks=tasks, label=name, progress=progress)
+    alone = evaluate(once, benchmark, tasks=tasks, label=labels[0], progress=progress)
+    reranked = evaluate(once, benchmark, rerank=rerank, tasks=tasks, label=labels[1], progress=progress)
     return Reranking(alone, reranked, reranked.diff(alone, partial=tasks is not None))

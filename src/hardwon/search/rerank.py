@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hardwon.errors import RecipeError
+from hardwon.artifacts import plain
+from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Item
 from hardwon.models import Scorer
 from hardwon.search.gate import Gate, margins
@@ -78,6 +80,34 @@ class Fused:
                 f"stopping early needs bounds of the log-odds, and clip is {self.clip}: set clip=(lowest, highest), "
                 "learn_fusion(...) finds them, or leave top at None"
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """How the reranker is used, and which one, in a form that `from_json` reads back."""
+        row = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("reranker", "gate", "budget")}
+        gate = None if self.gate is None else self.gate.to_json()
+        budget = None if self.budget is None else asdict(self.budget)
+        return plain(row | {"reranker": self.reranker.fingerprint, "gate": gate, "budget": budget})
+
+    @classmethod
+    def from_json(cls, row: Any, reranker: Scorer) -> "Fused":
+        """What `to_json` wrote, around the same reranker.
+
+        Raises:
+            ArtifactError: anything else, or another reranker: what was learned for one does not suit another.
+        """
+        checked = {f.name for f in fields(cls)}
+        if not isinstance(row, Mapping) or set(row) != checked:
+            raise ArtifactError(f"this does not say how a reranker is used: fields {', '.join(sorted(checked))} are needed")
+        if row["reranker"] != reranker.fingerprint:
+            raise ArtifactError(
+                f"this was learned for reranker {row['reranker'][:12]}, and that one is {reranker.fingerprint[:12]}: "
+                "learn it again (learn_fusion)"
+            )
+        gate = None if row["gate"] is None else Gate.from_json(row["gate"])
+        budget = None if row["budget"] is None else Budget(**row["budget"])
+        clip = None if row["clip"] is None else (float(row["clip"][0]), float(row["clip"][1]))
+        rest = {name: row[name] for name in ("depth", "weight", "top", "stride")}
+        return cls(reranker, **rest, gate=gate, clip=clip, budget=budget)
 
     def rescore(
         self, queries: Sequence[Item], items: Sequence[Sequence[Item]], scores: np.ndarray, *, progress: str = ""
