@@ -246,6 +246,16 @@ def test_searching_and_evaluating_give_the_same_order(world):
         assert result.ranks == tuple(1 + [hit.id for hit in row].index(gold) for row in hits)
 
 
+def test_a_bare_reranker_is_fused_as_usual(world):
+    index, judge = world
+    query = items("0")[0]
+    assert index.search(query, 8, judge) == index.search(query, 8, Fused(judge)) == index.search(query, 8).rerank(judge)
+    task = Task("t", "retrieval", "ind", (query,), index.items, ((3,),))
+    one, other = (evaluate(Plane(), Benchmark("b", (task,)), rerank=r, progress=False) for r in (judge, Fused(judge)))
+    assert one.results == other.results
+    assert one.made["rerank"] == other.made["rerank"]
+
+
 def test_hits_are_reranked_once(world):
     index, judge = world
     hits = index.search(Item(text="0"), 4).rerank(Fused(judge))

@@ -15,7 +15,8 @@ from hardwon.evaluation.report import Report
 from hardwon.evaluation.result import TaskResult
 from hardwon.evaluation.task import Benchmark, Positions, Task
 from hardwon.items import Item
-from hardwon.models.scorer import Encoder
+from hardwon.models.scorer import Encoder, Scorer
+from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescored, Rescorer, rescored
 
 _QUERIES, _CORPUS = 512, 4096  # rows of a block of scores, and columns that are multiplied at a time
@@ -59,7 +60,7 @@ def evaluate(
     encoder: Encoder,
     benchmark: Benchmark,
     *,
-    rerank: Rescorer | None = None,
+    rerank: Rescorer | Scorer | None = None,
     tasks: Sequence[str] | None = None,
     label: str = "",
     progress: bool = True,
@@ -73,7 +74,8 @@ def evaluate(
     Args:
         encoder: the model.
         benchmark: what to ask.
-        rerank: orders each query's best `depth` candidates anew; the others stay below them.
+        rerank: orders each query's best `depth` candidates anew; the others stay below them. A bare reranker is taken as
+            `Fused(reranker)`.
         tasks: names of the tasks to ask, all when None. A report of some tasks refuses to give means.
         label: what to call the model in tables.
         progress: whether to show progress bars.
@@ -83,6 +85,7 @@ def evaluate(
             the task and the item.
         RecipeError: a task that the benchmark does not have; a reranker of depth 0.
     """
+    rerank = None if rerank is None else rescorer(rerank)
     if rerank is not None and rerank.depth < 1:
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
     start = time.perf_counter()

@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, DataError, ModelError
 from hardwon.items import Item, Picture, item_from_json
-from hardwon.models.scorer import Encoder
+from hardwon.models.scorer import Encoder, Scorer
 from hardwon.search.hits import Hit, Hits, reranked
+from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescorer
 from hardwon.search.retrieve import as_float32, check_positive, check_unit, nearest
 
@@ -75,7 +76,13 @@ class Index:
         return len(self.items)
 
     def search(
-        self, query: Item, k: int = 10, rerank: Rescorer | None = None, *, exclude_self: bool = False, progress: str = ""
+        self,
+        query: Item,
+        k: int = 10,
+        rerank: Rescorer | Scorer | None = None,
+        *,
+        exclude_self: bool = False,
+        progress: str = "",
     ) -> Hits:
         """The best k hits for one query; see `search_many`."""
         return self.search_many([query], k, rerank, exclude_self=exclude_self, progress=progress)[0]
@@ -84,7 +91,7 @@ class Index:
         self,
         queries: Sequence[Item],
         k: int = 10,
-        rerank: Rescorer | None = None,
+        rerank: Rescorer | Scorer | None = None,
         *,
         exclude_self: bool = False,
         progress: str = "",
@@ -95,8 +102,8 @@ class Index:
             queries: items of any kind; each with the instruction that the encoder was trained to see on queries.
             k: hits per query.
             rerank: puts the best `rerank.depth` in the order of its own scores, equal ones as they were; hits beyond that
-                depth keep their places below. Queries with fewer candidates are handed to it separately, so that every
-                array it sees is full.
+                depth keep their places below. A bare reranker is taken as `Fused(reranker)`. Queries with fewer candidates
+                are handed to it separately, so that every array it sees is full.
             exclude_self: leave out hits that show the same as the query (`Item.content`): for a search by a picture that is
                 itself in the index.
             progress: name of the work in progress bars; "" shows none.
@@ -109,6 +116,7 @@ class Index:
         check_positive("k", k)
         depth = 0
         if rerank is not None:
+            rerank = rescorer(rerank)
             check_positive("depth of rerank", rerank.depth)
             depth = rerank.depth
         if self.encoder is None:

@@ -14,7 +14,7 @@ from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Item
 from hardwon.models import Scorer
 from hardwon.search.gate import Gate, margins
-from hardwon.search.rescore import Reading
+from hardwon.search.rescore import Reading, Rescorer
 
 PROBE = 8  # queries read to learn what a pair costs, before a budget in milliseconds is spent on more
 
@@ -148,6 +148,11 @@ class Fused:
                 return lists.reading()
             lists.look([(row, int(column)) for row in sorted(active) for column in wanted[row]])
             purse.note(lists.pairs)
+
+
+def rescorer(rerank: Rescorer | Scorer) -> Rescorer:
+    """What is given as it is, and a bare reranker as `Fused` with the settings that it has unless told otherwise."""
+    return rerank if isinstance(rerank, Rescorer) else Fused(rerank)
 
 
 class _Lists:
