@@ -3,6 +3,7 @@
 from hardwon.evaluation.compare import Comparison
 from hardwon.evaluation.files import read_benchmark, write_benchmark
 from hardwon.evaluation.fusion import Learned, learn_fusion, learn_weight
+from hardwon.evaluation.held_out import benchmark_of
 from hardwon.evaluation.report import Report, comparison_table
 from hardwon.evaluation.reranking import Reranking, evaluate_reranking
 from hardwon.evaluation.result import GROUPS
@@ -19,6 +20,7 @@ __all__ = [
     "Reranking",
     "Robustness",
     "Task",
+    "benchmark_of",
     "comparison_table",
     "evaluate",
     "evaluate_reranking",

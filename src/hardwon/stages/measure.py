@@ -8,14 +8,23 @@ from typing import ClassVar
 
 from hardwon.artifacts import Draft, write_json
 from hardwon.data import images
-from hardwon.evaluation import evaluate, evaluate_reranking, learn_fusion, learn_weight, read_benchmark
+from hardwon.errors import RecipeError, unknown
+from hardwon.evaluation import (
+    Benchmark,
+    benchmark_of,
+    evaluate,
+    evaluate_reranking,
+    learn_fusion,
+    learn_weight,
+    read_benchmark,
+)
 from hardwon.items import Item, item_from_json
 from hardwon.models import CachedEncoder, Reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
 from hardwon.search import Fused, Index
 from hardwon.stages.base import Workspace
-from hardwon.stages.learn import features, load_encoder
+from hardwon.stages.learn import features, load_encoder, load_examples
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,9 @@ class Evaluate:
         label: what the model is called in tables.
         rerank: reranker; none if empty.
         depth: candidates per query that the reranker reads.
-        validation: benchmark on which the fusion is learned; without it a fixed weight is used, and no gate.
+        validation: benchmark, or file of held-out pairs, on which the fusion is learned; without it a fixed weight is used,
+            and no gate.
+        asked: data sets of the validation that are asked; all if empty. With a gate, other kinds of queries are left alone.
         gate: learn which kinds of queries gain by reranking, and leave the others alone; else one weight for all.
         precision: of the reranker.
     """
@@ -42,6 +53,7 @@ class Evaluate:
     rerank: str = ""
     depth: int = 10
     validation: str = ""
+    asked: tuple[str, ...] = ()
     gate: bool = True
     precision: Precision = "fp32"
     kind: ClassVar[str] = "evaluation"
@@ -78,7 +90,7 @@ class Evaluate:
         if not self.validation:
             fused = Fused(reranker, self.depth)
             return fused, f", reranker's weight {fused.weight:g}"
-        held_out = read_benchmark(workspace.path(self.validation))
+        held_out = self._held_out(workspace)
         learn = learn_fusion if self.gate else learn_weight
         learned = learn(embedder, reranker, held_out, depth=self.depth)
         draft.stats["weights"] = [list(pair) for pair in learned.tried]
@@ -88,6 +100,17 @@ class Evaluate:
         kinds = learned.fused.gate.kinds
         draft.stats["passing"] = [kind.instruction for kind in kinds if kind.passes]
         return learned.fused, f", reranked are {len(draft.stats['passing'])} of {len(kinds)} kinds of queries"
+
+    def _held_out(self, workspace: Workspace) -> Benchmark:
+        path = workspace.path(self.validation)
+        if not path.is_dir():
+            return benchmark_of(load_examples(workspace, self.validation, "raise"), path.stem, sources=self.asked)
+        found = read_benchmark(path)
+        names = [task.name for task in found.tasks]
+        for name in self.asked:
+            if name not in names:
+                raise RecipeError(unknown(f"task of {found.name}", name, names))
+        return Benchmark(found.name, tuple(task for task in found.tasks if not self.asked or task.name in self.asked))
 
 
 def load_reranker(workspace: Workspace, name: str, precision: Precision) -> Reranker:
