@@ -1,4 +1,6 @@
-"""A reranker for what an embedder cannot tell apart. It goes on where the demo ends, in the same workspace:
+"""A reranker for what an embedder cannot tell apart.
+
+It goes on where the demo ends, in the same workspace:
 
     hardwon run recipes/demo.py --out runs/demo
     hardwon run recipes/reranker.py --out runs/demo

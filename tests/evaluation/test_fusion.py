@@ -195,6 +195,18 @@ def test_a_useless_reranker_seldom_passes_by_chance(fake, make_task, benchmark_o
     assert passed <= 5
 
 
+def test_a_reranker_of_lists_is_learned_alike(halves):
+    class Lists:
+        fingerprint = "lists"
+
+        def score_lists(self, queries, lists, *, progress=""):
+            return [np.array([perfect(q, i) for i in row], dtype=np.float32) for q, row in zip(queries, lists, strict=True)]
+
+    encoder, benchmark = halves
+    one, other = (learn_fusion(encoder, r, benchmark, depth=20) for r in (Lists(), Judge(perfect)))
+    assert (one.tried, one.gain, one.fused.gate) == (other.tried, other.gain, other.fused.gate)
+
+
 def test_log_odds_are_clipped_to_what_was_seen(halves):
     encoder, benchmark = halves
     assert learn_fusion(encoder, Judge(perfect), benchmark, depth=60).fused.clip == (-5.0, 5.0)

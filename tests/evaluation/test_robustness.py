@@ -24,10 +24,12 @@ class Points:
 class Places:
     """Scores of a list: so much by the item, so much by the place where it stands."""
 
+    fingerprint = "places"
+
     def __init__(self, of_place):
         self.of_place = of_place
 
-    def score_lists(self, queries, items):
+    def score_lists(self, queries, items, *, progress=""):
         return [
             np.array([(1 - self.of_place) * float(i.text.split(".")[1]) - self.of_place * n for n, i in enumerate(row)])
             for row in items
@@ -57,10 +59,12 @@ def test_lone_candidates_say_nothing():
 
 def test_scores_that_cannot_be_compared_are_refused():
     class Bad:
+        fingerprint = "bad"
+
         def __init__(self, value, more=0):
             self.value, self.more = value, more
 
-        def score_lists(self, queries, items):
+        def score_lists(self, queries, items, *, progress=""):
             return [np.full(len(row) + self.more, self.value) for row in items]
 
     with pytest.raises(ModelError, match="not finite"):

@@ -101,6 +101,30 @@ def test_stopping_early_gives_the_first_places_of_reading_everything(levels, top
     assert max(saved) > 0.3 and min(saved) >= 0  # it does save
 
 
+class Whole:
+    """Scores of lists: the last one is best."""
+
+    fingerprint = "whole"
+
+    def __init__(self):
+        self.shown = []
+
+    def score_lists(self, queries, lists, *, progress=""):
+        self.shown += [(query.text, [item.text for item in row]) for query, row in zip(queries, lists, strict=True)]
+        return [np.arange(len(row), dtype=np.float32) for row in lists]
+
+
+def test_a_reranker_of_lists_is_shown_whole_lists():
+    judge, cosines = Whole(), np.array([[0.9, 0.5], [0.3, 0.2]], dtype=np.float32)
+    fused = Fused(judge, depth=2, weight=1.0, budget=Budget(pairs=1.0))  # one of two queries
+    found = fused.reread(items("q", "r"), [items("a", "b"), items("c", "d")], cosines)
+    assert judge.shown == [("r", ["c", "d"])]
+    assert found.read.tolist() == [[False, False], [True, True]]
+    assert found.scores == pytest.approx(np.array([[0.9, 0.5], [0.3, 1.2]]), abs=1e-6)
+    with pytest.raises(RecipeError, match="a reranker of lists .* cannot stop early"):
+        Fused(judge, top=1, clip=(0.0, 1.0))
+
+
 def test_what_cannot_change_places_is_not_read():
     judge = Words({})
     cosines = np.array([[0.9, 0.5, 0.45, 0.1]], dtype=np.float32)

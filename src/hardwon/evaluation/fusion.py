@@ -16,7 +16,7 @@ from hardwon.evaluation.run import encoded, heads_of
 from hardwon.evaluation.task import Benchmark
 from hardwon.items import Item
 from hardwon.metrics import Interval
-from hardwon.models import Encoder, Pair, Scorer
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.randomness import generator
 from hardwon.search import Fused, Gate, Kind
 from hardwon.search.gate import margins
@@ -84,16 +84,15 @@ class Held:
     gold: Bool[np.ndarray, "n k"]
 
     @classmethod
-    def read(cls, encoder: Encoder, reranker: Scorer, benchmark: Benchmark, depth: int, progress: bool = True) -> "Held":
+    def read(cls, encoder: Encoder, reranker: Scorer | ListScorer, benchmark: Benchmark, depth: int) -> "Held":
         """Ask both models."""
         tasks, queries, heads = [], [], []
-        for ready in encoded(encoder, benchmark, None, progress)[0]:
+        for ready in encoded(encoder, benchmark, None, progress=True)[0]:
             for head in heads_of(ready, depth):
                 tasks.append(ready.task.name)
                 queries.append(ready.task.queries[head.row])
                 heads.append(head)
-        pairs = [(query, item) for query, head in zip(queries, heads, strict=True) for item in head.items]
-        odds = _read(reranker, pairs, f"reranking {benchmark.name}" if progress else "")
+        odds = _read(reranker, queries, [head.items for head in heads], f"reranking {benchmark.name}")
         shape = len(heads), max(len(head.items) for head in heads)
         made = cls(tuple(tasks), tuple(queries), np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape, dtype=bool))
         place = 0
@@ -121,7 +120,7 @@ class Held:
 
 
 def learn_weight(
-    encoder: Encoder, reranker: Scorer, benchmark: Benchmark, *, depth: int, weights: Sequence[float] = WEIGHTS
+    encoder: Encoder, reranker: Scorer | ListScorer, benchmark: Benchmark, *, depth: int, weights: Sequence[float] = WEIGHTS
 ) -> Learned:
     """The weight with the best mean P@1 on a validation benchmark; the smallest of equals. There is no gate.
 
@@ -139,7 +138,7 @@ def learn_weight(
 
 def learn_fusion(
     encoder: Encoder,
-    reranker: Scorer,
+    reranker: Scorer | ListScorer,
     benchmark: Benchmark,
     *,
     depth: int,
@@ -187,8 +186,13 @@ def learn_fusion(
     return Learned(Fused(reranker, depth, _best(tried), gate, clip), tried, gain)
 
 
-def _read(reranker: Scorer, pairs: Sequence[Pair], progress: str) -> Float[np.ndarray, " n"]:
-    """Log-odds of pairs; those that several tasks ask are read once."""
+def _read(
+    reranker: Scorer | ListScorer, queries: Sequence[Item], lists: Sequence[Sequence[Item]], progress: str
+) -> Float[np.ndarray, " n"]:
+    """What is said of all candidates; pairs that several tasks ask are read once."""
+    if not isinstance(reranker, Scorer):
+        return np.concatenate(reranker.score_lists(queries, lists, progress=progress)).astype(np.float64)
+    pairs = [(query, item) for query, items in zip(queries, lists, strict=True) for item in items]
     keys = [(query.key, item.key) for query, item in pairs]
     distinct = dict(zip(keys, pairs, strict=True))
     odds = dict(zip(distinct, reranker.score_pairs(list(distinct.values()), progress=progress).tolist(), strict=True))

@@ -11,7 +11,7 @@ from hardwon.evaluation.report import Report
 from hardwon.evaluation.run import evaluate
 from hardwon.evaluation.task import Benchmark
 from hardwon.items import Item
-from hardwon.models import Encoder, Scorer
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.search.rescore import Rescorer
 
 
@@ -68,7 +68,7 @@ class _Once:
 def evaluate_reranking(
     encoder: Encoder,
     benchmark: Benchmark,
-    rerank: Rescorer | Scorer,
+    rerank: Rescorer | Scorer | ListScorer,
     *,
     tasks: Sequence[str] | None = None,
     labels: tuple[str, str] = ("embedder", "embedder + reranker"),

@@ -2,24 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from hardwon.errors import DataError, ModelError
 from hardwon.items import Item
-from hardwon.models import Scorer
+from hardwon.models.scorer import ListScorer, Scorer, score_lists
 from hardwon.randomness import generator
-
-
-@runtime_checkable
-class ListScorer(Protocol):
-    """Reads a query with all its candidates at once."""
-
-    def score_lists(self, queries: Sequence[Item], items: Sequence[Sequence[Item]]) -> Sequence[Float[np.ndarray, " _"]]:
-        """For each query a score for each of its candidates; higher is more relevant."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,12 +88,7 @@ def kendall(a: Float[np.ndarray, " k"], b: Float[np.ndarray, " k"]) -> float:
 
 
 def _scores(scorer: Scorer | ListScorer, queries: Sequence[Item], items: Sequence[Sequence[Item]]) -> list[np.ndarray]:
-    if isinstance(scorer, ListScorer):
-        found = [np.asarray(scores, dtype=np.float64) for scores in scorer.score_lists(queries, items)]
-    else:
-        pairs = [(query, item) for query, row in zip(queries, items, strict=True) for item in row]
-        ends = np.cumsum([len(row) for row in items])[:-1]
-        found = np.split(scorer.score_pairs(pairs).astype(np.float64), ends)
+    found = [np.asarray(scores, dtype=np.float64) for scores in score_lists(scorer, queries, items)]
     if [len(scores) for scores in found] != [len(row) for row in items]:
         raise ModelError(f"{[len(s) for s in found]} scores for lists of {[len(row) for row in items]} candidates")
     if not all(np.isfinite(scores).all() for scores in found):

@@ -15,7 +15,7 @@ from hardwon.evaluation.report import Report
 from hardwon.evaluation.result import TaskResult
 from hardwon.evaluation.task import Benchmark, Positions, Task
 from hardwon.items import Item
-from hardwon.models.scorer import Encoder, Scorer
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescored, Rescorer, rescored
 
@@ -60,7 +60,7 @@ def evaluate(
     encoder: Encoder,
     benchmark: Benchmark,
     *,
-    rerank: Rescorer | Scorer | None = None,
+    rerank: Rescorer | Scorer | ListScorer | None = None,
     tasks: Sequence[str] | None = None,
     label: str = "",
     progress: bool = True,

@@ -7,7 +7,7 @@ import numpy as np
 
 from hardwon.errors import DataError
 from hardwon.items import Item
-from hardwon.models import Scorer
+from hardwon.models.scorer import ListScorer, Scorer
 from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescorer, rescored
 
@@ -41,7 +41,7 @@ class Hits(list[Hit]):
         super().__init__(hits)
         self.query, self.pairs = query, pairs
 
-    def rerank(self, rerank: Rescorer | Scorer, *, progress: str = "") -> "Hits":
+    def rerank(self, rerank: Rescorer | Scorer | ListScorer, *, progress: str = "") -> "Hits":
         """The same hits, the first `rerank.depth` of them in the order of its scores, equal ones as they were.
 
         As searching with `rerank`, but only among what was found: search for at least `rerank.depth` hits. A bare reranker is
@@ -54,7 +54,7 @@ class Hits(list[Hit]):
         return reranked([self], rerank, progress=progress)[0]
 
 
-def reranked(found: Sequence[Hits], rerank: Rescorer | Scorer, *, progress: str = "") -> list[Hits]:
+def reranked(found: Sequence[Hits], rerank: Rescorer | Scorer | ListScorer, *, progress: str = "") -> list[Hits]:
     """`Hits.rerank` of many queries together: what a budget is spent on, and what is read at once, is decided among them."""
     if any(hits.pairs is not None for hits in found):
         raise DataError("these hits were reranked before: search without rerank, then rerank what was found")

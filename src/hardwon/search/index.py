@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, DataError, ModelError
 from hardwon.items import Item, Picture, item_from_json
-from hardwon.models.scorer import Encoder, Scorer
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.search.hits import Hit, Hits, reranked
 from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescorer
@@ -79,7 +79,7 @@ class Index:
         self,
         query: Item,
         k: int = 10,
-        rerank: Rescorer | Scorer | None = None,
+        rerank: Rescorer | Scorer | ListScorer | None = None,
         *,
         exclude_self: bool = False,
         progress: str = "",
@@ -91,7 +91,7 @@ class Index:
         self,
         queries: Sequence[Item],
         k: int = 10,
-        rerank: Rescorer | Scorer | None = None,
+        rerank: Rescorer | Scorer | ListScorer | None = None,
         *,
         exclude_self: bool = False,
         progress: str = "",

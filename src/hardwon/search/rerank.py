@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from hardwon.artifacts import plain
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Item
-from hardwon.models import Scorer
+from hardwon.models.scorer import ListScorer, Scorer
 from hardwon.search.gate import Gate, margins
 from hardwon.search.rescore import Reading, Rescorer
 
@@ -47,7 +47,7 @@ class Fused:
     """Reorders the first `depth` candidates of a query by cosine + weight x log-odds.
 
     Attributes:
-        reranker: gives log-odds.
+        reranker: gives log-odds; or scores of whole lists, which are read whole.
         depth: how many candidates it reads per query.
         weight: of the log-odds; 0 leaves the embedder's order alone and reads nothing.
         gate: which queries are reranked, and with which weight instead; all with `weight` if None.
@@ -59,7 +59,7 @@ class Fused:
         stride: candidates of a query that are read between two looks at whether to stop.
     """
 
-    reranker: Scorer
+    reranker: Scorer | ListScorer
     depth: int = 10
     weight: float = 0.05
     gate: Gate | None = None
@@ -75,6 +75,10 @@ class Fused:
             raise RecipeError(f"clip is (lowest, highest) log-odds, got {self.clip}")
         if self.stride < 1 or (self.top is not None and self.top < 1):
             raise RecipeError(f"top and stride must be at least 1, got {self.top} and {self.stride}")
+        if self.top is not None and not isinstance(self.reranker, Scorer):
+            raise RecipeError(
+                "a reranker of lists says what depends on the whole list: it cannot stop early, leave top at None"
+            )
         if self.top is not None and (self.clip is None or not np.isfinite(self.clip).all()):
             raise RecipeError(
                 f"stopping early needs bounds of the log-odds, and clip is {self.clip}: set clip=(lowest, highest), "
@@ -89,7 +93,7 @@ class Fused:
         return plain(row | {"reranker": self.reranker.fingerprint, "gate": gate, "budget": budget})
 
     @classmethod
-    def from_json(cls, row: Any, reranker: Scorer) -> "Fused":
+    def from_json(cls, row: Any, reranker: Scorer | ListScorer) -> "Fused":
         """What `to_json` wrote, around the same reranker.
 
         Raises:
@@ -150,7 +154,7 @@ class Fused:
             purse.note(lists.pairs)
 
 
-def rescorer(rerank: Rescorer | Scorer) -> Rescorer:
+def rescorer(rerank: Rescorer | Scorer | ListScorer) -> Rescorer:
     """What is given as it is, and a bare reranker as `Fused` with the settings that it has unless told otherwise."""
     return rerank if isinstance(rerank, Rescorer) else Fused(rerank)
 
@@ -188,7 +192,13 @@ class _Lists:
         return undecided(low, high, self.read[row], self.fused.top)[: self.fused.stride]
 
     def look(self, places: Sequence[tuple[int, int]]) -> None:
-        """Read some candidates."""
+        """Read some candidates; a reranker of lists is shown all that their queries have."""
+        if not isinstance(self.fused.reranker, Scorer):
+            rows = list(dict.fromkeys(row for row, _ in places))
+            shown = [self.items[row] for row in rows]
+            made = self.fused.reranker.score_lists([self.queries[row] for row in rows], shown, progress=self.progress)
+            self.odds[rows], self.read[rows] = np.stack(made), True
+            return
         pairs = [(self.queries[row], self.items[row][column]) for row, column in places]
         found = self.fused.reranker.score_pairs(pairs, progress=self.progress)
         for (row, column), value in zip(places, found.tolist(), strict=True):
