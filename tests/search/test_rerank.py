@@ -121,7 +121,7 @@ def test_a_reranker_of_lists_is_shown_whole_lists():
     assert judge.shown == [("r", ["c", "d"])]
     assert found.read.tolist() == [[False, False], [True, True]]
     assert found.scores == pytest.approx(np.array([[0.9, 0.5], [0.3, 1.2]]), abs=1e-6)
-    with pytest.raises(RecipeError, match="a reranker of lists .* cannot stop early"):
+    with pytest.raises(RecipeError, match="a reranker of lists says what depends on the whole list"):
         Fused(judge, top=1, clip=(0.0, 1.0))
 
 
