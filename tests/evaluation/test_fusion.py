@@ -6,7 +6,7 @@ import pytest
 
 from hardwon.errors import RecipeError
 from hardwon.evaluation import evaluate, evaluate_reranking, learn_fusion, learn_weight
-from hardwon.evaluation.fusion import WEIGHTS
+from hardwon.evaluation.fusion import WEIGHTS, Held, _cross_fitted
 from hardwon.items import Item
 from hardwon.search import Fused
 
@@ -219,3 +219,18 @@ def test_a_gate_needs_something_to_learn_from(halves):
             learn_fusion(encoder, Judge(perfect), benchmark, depth=3, **settings)
     with pytest.raises(RecipeError, match="no gate to show"):
         str(learn_weight(encoder, Judge(perfect), benchmark, depth=3))
+
+
+def test_gains_are_measured_on_queries_that_the_weight_was_not_learned_on():
+    """Of a reranker that knows nothing, the best weight for the very queries gains by luck; cross-fitted it does not."""
+    rng = np.random.default_rng(0)
+    lucky, honest = [], []
+    rows, weights = np.ones(60, dtype=bool), sorted(WEIGHTS)
+    for _ in range(200):
+        cosines = -np.sort(-rng.normal(0, 0.05, (60, 5)), axis=1)
+        gold = np.eye(5, dtype=bool)[rng.choice(5, 60, p=[0.3, 0.25, 0.2, 0.15, 0.1])]
+        held = Held(("t",) * 60, (Item("q"),) * 60, cosines, rng.normal(0, 1, (60, 5)), gold)
+        lucky.append(max(held.hits(weight).mean() for weight in weights) - held.hits(0.0).mean())
+        honest.append(_cross_fitted(held, rows, np.arange(60) % 5, weights).mean())
+    assert np.mean(lucky) > 0.015
+    assert np.mean(honest) < 0.0
