@@ -184,7 +184,7 @@ def test_one_lucky_query_is_not_enough(fake, make_task, benchmark_of):
 
 def test_a_useless_reranker_seldom_passes_by_chance(fake, make_task, benchmark_of):
     passed = 0
-    for trial in range(60):
+    for trial in range(30):
         task = make_task("one", 60, 20, prefix=f"{trial} ")
         encoder = fake(dim=16)
         for query, gold in zip(task.queries, task.gold, strict=True):
@@ -192,7 +192,7 @@ def test_a_useless_reranker_seldom_passes_by_chance(fake, make_task, benchmark_o
             encoder.vectors[query.key] = near / np.linalg.norm(near)
         learned = learn_fusion(encoder, Judge(at_random), benchmark_of(task), depth=5)
         passed += learned.fused.gate.kinds[0].passes
-    assert passed <= 5
+    assert passed <= 3
 
 
 def test_a_reranker_of_lists_is_learned_alike(halves):
