@@ -215,7 +215,13 @@ def test_the_report_says_what_it_is_about(benchmark_of, fake, reranker):
     assert report.made["rerank"] is None
     assert "torch" in report.made["versions"]
     again = evaluate(fake(), benchmark_of(), rerank=reranker(2, lambda q, i, s: s), progress=False)
-    assert again.made["rerank"] == {"type": "FakeReranker", "depth": 2}
+    assert again.made["rerank"] == {
+        "type": "FakeReranker",
+        "depth": 2,
+        "pairs": 2 * (8 + 30 + 12 + 5),
+        "queries_read": 55,
+        "queries": 55,
+    }
 
 
 # ---- reranking
@@ -286,7 +292,7 @@ def test_a_reranker_that_cannot_be_used_is_refused(pencil, reranker):
         ModelError, match="task words: scores of the reranker are not finite for 1 queries, first for 'query 1'"
     ):
         evaluate(model, benchmark, rerank=broken, progress=False)
-    with pytest.raises(ModelError, match=r"the reranker gives scores of shape \(3, 1\), asked were \(3, 2\)"):
+    with pytest.raises(ModelError, match=r"the reranker gives scores of shape \[3, 1\], asked were \[3, 2\]"):
         evaluate(model, benchmark, rerank=reranker(2, lambda q, i, s: s[:, :1]), progress=False)
     with pytest.raises(RecipeError, match="depth of a reranker must be 1 or more, got 0"):
         evaluate(model, benchmark, rerank=reranker(0, lambda q, i, s: s), progress=False)

@@ -5,12 +5,18 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from hardwon import artifacts, cli
 from hardwon.evaluation import Benchmark, Task, write_benchmark
 from hardwon.items import Item, read_examples
+from hardwon.losses import JudgeAlignment
 from hardwon.mining import read_ledger
+from hardwon.models import Reranker
+from hardwon.search import Fused
+from hardwon.training.batches import batches
 
 RECIPE = """
 from hardwon.losses import InfoNCE, JudgeAlignment, Listwise, Pairwise
@@ -122,12 +128,42 @@ def test_mining_with_the_judge(done):
     assert not list(folder.glob("judge-*"))
 
 
+def test_the_rerankers_scores_are_the_soft_labels_of_the_next_round(done):
+    """What it says of a pair, as a probability, is what round 2 learns the distribution over its negatives from."""
+    home, _ = done
+    reranker = Reranker.load(home / "runs/own/reranker/model", device="cpu")
+    examples = list(read_examples(home / "runs/own/negatives/examples.jsonl", home))
+    pairs = [(e.query, c.item) for e in examples for c in e.candidates if c.relevance is not None]
+    given = np.array([c.relevance for e in examples for c in e.candidates if c.relevance is not None])
+    assert len(pairs) > 15
+    assert any(c.relevance is not None for e in examples for c in e.candidates if c.origin == "gold")
+    assert given == pytest.approx(1 / (1 + np.exp(-reranker.score_pairs(pairs).astype(float))), abs=1e-5)
+    (batch,) = batches(examples, size=6, steps=1, negatives=2)
+    targets = batch.targets[:]
+    scores = torch.zeros(targets.gold.shape, requires_grad=True)
+    JudgeAlignment(temperature=0.1)(scores, targets).backward()
+    rows = [row for row in range(6) if targets.judged[row].sum() > 1]
+    assert rows
+    for row in rows:  # a step downhill moves the query towards the order of the judge
+        judged = targets.judged[row]
+        step, liked = -scores.grad[row][judged], targets.relevance[row][judged]
+        assert step[liked.argmax()] > step[liked.argmin()]
+
+
 def test_reports(done):
     home, _ = done
     report = json.loads((home / "runs/own/eval-reranked/report.json").read_text())
     assert report["label"] == "reranked"
     stats = artifacts.load(home / "runs/own/eval-reranked").stats
     assert stats["weight"] in [weight for weight, _ in stats["weights"]]
+    assert stats["rerank"]["queries"] == 6
+    alone = json.loads((home / "runs/own/eval-reranked/embedder.json").read_text())
+    assert (alone["label"], alone["made"]["rerank"]) == ("reranked without reranker", None)
+    assert alone["model"] == report["model"]
+    reranker = Reranker.load(home / "runs/own/reranker/model", device="cpu")
+    fused = Fused.from_json(json.loads((home / "runs/own/eval-reranked/fusion.json").read_text()), reranker)
+    assert [kind.queries for kind in fused.gate.kinds] == [6]
+    assert stats["passing"] == [kind.instruction for kind in fused.gate.kinds if kind.passes]
     page = (home / "runs/own/report/report.html").read_text()
     assert "Shapes [1]" in page
     assert page.count("data:image/") > 5

@@ -213,6 +213,19 @@ def test_files_that_the_demo_names_are_files_that_its_data_write():
                 assert name.split("/")[1] in written, name
 
 
+def test_the_reranker_goes_on_where_the_demo_ends():
+    demo, more = load(str(RECIPES / "demo.py")), load(str(RECIPES / "reranker.py"))
+    outs = [stage.out for stage in demo]
+    for stage in more:
+        for name in filter(None, [*stage.reads(), getattr(stage, "root", "")]):
+            assert name.split("/")[0] in outs, f"{stage.out} reads {name}"
+        assert stage.out not in outs
+        outs.append(stage.out)
+    trained, evaluated = more[1], more[2]
+    assert trained.sources == evaluated.asked  # the gate knows of what was trained, and leaves the rest alone
+    assert evaluated.model == next(s.model for s in demo if s.out == "eval-reranked")  # the embedder of the demo's own line
+
+
 def test_the_recipe_to_copy_loads_where_its_data_lie(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=r"own\.py fails: there is no pairs\.jsonl in "):

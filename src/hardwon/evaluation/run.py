@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,15 @@ from hardwon.evaluation.report import Report
 from hardwon.evaluation.result import TaskResult
 from hardwon.evaluation.task import Benchmark, Positions, Task
 from hardwon.items import Item
-from hardwon.models.scorer import Encoder
-from hardwon.search.index import Rescorer
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
+from hardwon.search.rerank import rescorer
+from hardwon.search.rescore import Rescored, Rescorer, rescored
 
 _QUERIES, _CORPUS = 512, 4096  # rows of a block of scores, and columns that are multiplied at a time
 
 
 @dataclass(frozen=True)
-class _Ready:
+class Ready:
     """A task with its vectors, and its items as numbers.
 
     Attributes:
@@ -58,7 +60,7 @@ def evaluate(
     encoder: Encoder,
     benchmark: Benchmark,
     *,
-    rerank: Rescorer | None = None,
+    rerank: Rescorer | Scorer | ListScorer | None = None,
     tasks: Sequence[str] | None = None,
     label: str = "",
     progress: bool = True,
@@ -72,7 +74,8 @@ def evaluate(
     Args:
         encoder: the model.
         benchmark: what to ask.
-        rerank: orders each query's best `depth` candidates anew; the others stay below them.
+        rerank: orders each query's best `depth` candidates anew; the others stay below them. A bare reranker is taken as
+            `Fused(reranker)`.
         tasks: names of the tasks to ask, all when None. A report of some tasks refuses to give means.
         label: what to call the model in tables.
         progress: whether to show progress bars.
@@ -82,25 +85,40 @@ def evaluate(
             the task and the item.
         RecipeError: a task that the benchmark does not have; a reranker of depth 0.
     """
+    rerank = None if rerank is None else rescorer(rerank)
     if rerank is not None and rerank.depth < 1:
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
     start = time.perf_counter()
+    ready, distinct = encoded(encoder, benchmark, tasks, progress)
+    between = time.perf_counter()
+    found = [_evaluated(task, rerank, progress) for task in ready]
+    results = tuple(result for result, _ in found)
+    made = artifacts.environment() | {
+        "rerank": None if rerank is None else _told(rerank, [read for _, read in found if read is not None]),
+        "items_encoded": distinct,
+        "seconds_encoding": round(between - start, 3),
+        "seconds_ranking": round(time.perf_counter() - between, 3),
+    }
+    names = tuple(task.name for task in benchmark.tasks)
+    return Report(encoder.fingerprint, benchmark.name, benchmark.revision, names, label, results, made)
+
+
+def _told(rerank: Rescorer, read: Sequence[Rescored]) -> dict[str, Any]:
+    """What a report says of a reranker: what it is, and how much of it was needed."""
+    asked = sum(len(task.read) for task in read)
+    counts = {"pairs": sum(task.pairs for task in read), "queries_read": sum(task.queries for task in read), "queries": asked}
+    return {"type": type(rerank).__name__, "depth": rerank.depth} | counts
+
+
+def encoded(encoder: Encoder, benchmark: Benchmark, tasks: Sequence[str] | None, progress: bool) -> tuple[list[Ready], int]:
+    """Tasks with their vectors, and how many distinct items were encoded for them: each once, in one call."""
     chosen = _chosen(benchmark, tasks)
     distinct = {item.key: item for task in chosen for item in (*task.queries, *task.corpus)}
     keys = sorted(distinct)
     vectors = encoder.encode([distinct[key] for key in keys], progress=f"encoding {benchmark.name}" if progress else "")
     _check_vectors(vectors, [distinct[key] for key in keys], encoder.dim, chosen)
-    encoded = time.perf_counter()
     place = {key: n for n, key in enumerate(keys)}
-    results = tuple(_evaluated(_ready(task, place, vectors), rerank, progress) for task in chosen)
-    made = artifacts.environment() | {
-        "rerank": None if rerank is None else {"type": type(rerank).__name__, "depth": rerank.depth},
-        "items_encoded": len(keys),
-        "seconds_encoding": round(encoded - start, 3),
-        "seconds_ranking": round(time.perf_counter() - encoded, 3),
-    }
-    names = tuple(task.name for task in benchmark.tasks)
-    return Report(encoder.fingerprint, benchmark.name, benchmark.revision, names, label, results, made)
+    return [_ready(task, place, vectors) for task in chosen], len(keys)
 
 
 def _chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
@@ -131,17 +149,19 @@ def _shown(item: Item) -> str:
     return repr(item.text[:60]) if item.text else f"picture {item.key[:12]}"
 
 
-def _ready(task: Task, place: dict[str, int], vectors: Float[np.ndarray, "n d"]) -> _Ready:
+def _ready(task: Task, place: dict[str, int], vectors: Float[np.ndarray, "n d"]) -> Ready:
     keys = [item.key for item in task.corpus]
     contents: dict[str, int] = {}
     shown = np.array([contents.setdefault(item.content, len(contents)) for item in task.corpus])
     queries = vectors[[place[item.key] for item in task.queries]]
     order = np.unique(keys, return_inverse=True)[1]
-    return _Ready(task, queries, vectors[[place[key] for key in keys]], shown, order)
+    return Ready(task, queries, vectors[[place[key] for key in keys]], shown, order)
 
 
-def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskResult:
-    levels = None if rerank is None else _reranked(ready, rerank, f"reranking {ready.task.name}" if progress else "")
+def _evaluated(ready: Ready, rerank: Rescorer | None, progress: bool) -> tuple[TaskResult, Rescored | None]:
+    levels, read = None, None
+    if rerank is not None:
+        levels, read = _reranked(ready, rerank, f"reranking {ready.task.name}" if progress else "")
     found: list[tuple[np.ndarray, metrics.Ranking]] = []
     for block in _blocks(ready):
         scores = block.scores if levels is None else _adjusted(block, levels)
@@ -153,7 +173,7 @@ def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskRe
         return tuple(torch.cat(list(values))[rows].tolist())
 
     rankings = [ranking for _, ranking in found]
-    return TaskResult(
+    result = TaskResult(
         ready.task.name,
         ready.task.meta_task,
         ready.task.distribution,
@@ -163,9 +183,10 @@ def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskRe
         chance=float(torch.cat([r.chance() for r in rankings]).mean()),
         candidates=round(float(torch.cat([r.offered for r in rankings]).double().mean())),
     )
+    return result, read
 
 
-def _blocks(ready: _Ready) -> Iterator[_Block]:
+def _blocks(ready: Ready) -> Iterator[_Block]:
     """Scores of all queries, those that search the same candidates together: no padding, and one product for many."""
     whole = tuple(range(len(ready.corpus)))
     groups: dict[Positions, list[int]] = {}
@@ -188,13 +209,13 @@ def _similarity(queries: Float[np.ndarray, "q d"], corpus: Float[np.ndarray, "c 
     return made
 
 
-def _gold(ready: _Ready, block: _Block) -> Bool[np.ndarray, "q c"]:
+def _gold(ready: Ready, block: _Block) -> Bool[np.ndarray, "q c"]:
     """Gold, and candidates that show the same as gold."""
     shown = ready.shown[block.positions]
     return np.stack([np.isin(shown, ready.shown[list(ready.task.gold[row])]) for row in block.rows])
 
 
-def _best(ready: _Ready, block: _Block, depth: int) -> Int[np.ndarray, "q k"]:
+def _best(ready: Ready, block: _Block, depth: int) -> Int[np.ndarray, "q k"]:
     """Columns of the block with the highest scores, best first; ties by content."""
     order = np.broadcast_to(ready.order[block.positions], block.scores.shape)
     return np.lexsort((order, -block.scores), axis=-1)[:, :depth]
@@ -203,32 +224,49 @@ def _best(ready: _Ready, block: _Block, depth: int) -> Int[np.ndarray, "q k"]:
 Levels = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
-def _reranked(ready: _Ready, rerank: Rescorer, progress: str) -> Levels:
-    """For each query the columns of its best candidates and their places by the new scores, 0 the lowest; ties stay ties."""
-    heads: dict[int, list[tuple[int, np.ndarray, list[Item], np.ndarray]]] = {}
+@dataclass(frozen=True)
+class Head:
+    """The best candidates of a query, best first.
+
+    Attributes:
+        row: which query of the task.
+        columns: which of the positions that the query searches.
+        items: the candidates.
+        scores: their similarities.
+        gold: which of them count as gold.
+    """
+
+    row: int
+    columns: Int[np.ndarray, " k"]
+    items: tuple[Item, ...]
+    scores: Float[np.ndarray, " k"]
+    gold: Bool[np.ndarray, " k"]
+
+
+def heads_of(ready: Ready, depth: int) -> list[Head]:
+    """The best `depth` candidates of every query of a task: what a reranker is shown."""
+    made = []
     for block in _blocks(ready):
-        best = _best(ready, block, rerank.depth)
-        for row, columns, scores in zip(block.rows.tolist(), best, np.take_along_axis(block.scores, best, 1), strict=True):
-            items = [ready.task.corpus[n] for n in block.positions[columns]]
-            heads.setdefault(len(columns), []).append((row, columns, items, scores))
-    levels: Levels = {}
-    for _, group in sorted(heads.items(), reverse=True):  # queries with fewer candidates than `depth` are asked for apart
-        queries = [ready.task.queries[row] for row, *_ in group]
-        scores = np.stack([scores for *_, scores in group])
-        new = rerank.rescore(queries, [items for _, _, items, _ in group], scores, progress=progress)
-        _check_rescored(new, scores, queries, ready.task.name)
-        for (row, columns, _, _), values in zip(group, new, strict=True):
-            levels[row] = columns, np.unique(values, return_inverse=True)[1]
-    return levels
+        best, gold = _best(ready, block, depth), _gold(ready, block)
+        for line, (row, columns) in enumerate(zip(block.rows.tolist(), best, strict=True)):
+            items = tuple(ready.task.corpus[n] for n in block.positions[columns])
+            made.append(Head(row, columns, items, block.scores[line, columns], gold[line, columns]))
+    return sorted(made, key=lambda head: head.row)
 
 
-def _check_rescored(new: np.ndarray, scores: np.ndarray, queries: Sequence[Item], task: str) -> None:
-    if new.shape != scores.shape:
-        raise ModelError(f"task {task}: the reranker gives scores of shape {new.shape}, asked were {scores.shape}")
-    broken = np.flatnonzero(~np.isfinite(new).all(axis=1))
-    if len(broken):
-        first = _shown(queries[int(broken[0])])
-        raise ModelError(f"task {task}: scores of the reranker are not finite for {len(broken)} queries, first for {first}")
+def _reranked(ready: Ready, rerank: Rescorer, progress: str) -> tuple[Levels, Rescored]:
+    """For each query the columns of its best candidates and their places by the new scores, 0 the lowest; ties stay ties."""
+    heads = heads_of(ready, rerank.depth)
+    new = rescored(
+        rerank,
+        [ready.task.queries[head.row] for head in heads],
+        [head.items for head in heads],
+        [head.scores for head in heads],
+        progress=progress,
+        where=f"task {ready.task.name}: ",
+    )
+    places = [np.unique(values, return_inverse=True)[1] for values in new.scores]
+    return {head.row: (head.columns, levels) for head, levels in zip(heads, places, strict=True)}, new
 
 
 def _adjusted(block: _Block, levels: Levels) -> Float[np.ndarray, "q c"]:

@@ -1,8 +1,11 @@
-"""Exact search: the one retrieve function, the index around it, and fusion with a reranker."""
+"""Exact search: the one retrieve function, the index around it, and reranking: fusion, gate, budget, early stop."""
 
 from hardwon.search.blend import Blend
-from hardwon.search.index import Hit, Index
-from hardwon.search.rerank import Fused
+from hardwon.search.gate import Gate, Kind
+from hardwon.search.hits import Hit, Hits
+from hardwon.search.index import Index
+from hardwon.search.rerank import Budget, Fused
+from hardwon.search.rescore import Rescorer
 from hardwon.search.retrieve import Found, retrieve
 
-__all__ = ["Blend", "Found", "Fused", "Hit", "Index", "retrieve"]
+__all__ = ["Blend", "Budget", "Found", "Fused", "Gate", "Hit", "Hits", "Index", "Kind", "Rescorer", "retrieve"]

@@ -7,53 +7,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, DataError, ModelError
 from hardwon.items import Item, Picture, item_from_json
-from hardwon.models.scorer import Encoder
-from hardwon.search.retrieve import Found, as_float32, check_positive, check_unit, nearest
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
+from hardwon.search.hits import Hit, Hits, reranked
+from hardwon.search.rerank import rescorer
+from hardwon.search.rescore import Rescorer
+from hardwon.search.retrieve import as_float32, check_positive, check_unit, nearest
 
 KIND, ITEMS, VECTORS = "index", "items.jsonl", "vectors.safetensors"
-
-
-@runtime_checkable
-class Rescorer(Protocol):
-    """Looks at the best candidates once more."""
-
-    @property
-    def depth(self) -> int:
-        """How many candidates of each query it is given."""
-        ...
-
-    def rescore(
-        self, queries: Sequence[Item], items: Sequence[Sequence[Item]], scores: Float[np.ndarray, "q k"], *, progress: str
-    ) -> Float[np.ndarray, "q k"]:
-        """New scores, higher is better, for `items[i]` given to query i, best first, with the scores they have so far."""
-        ...
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An item that a search found.
-
-    Attributes:
-        item: the item.
-        score: cosine with the query; of a hit that was reranked, the score that the reranker gave.
-        rank: place in the result, from 1.
-        id: position in `Index.items`.
-    """
-
-    item: Item
-    score: float
-    rank: int
-    id: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +76,14 @@ class Index:
         return len(self.items)
 
     def search(
-        self, query: Item, k: int = 10, rerank: Rescorer | None = None, *, exclude_self: bool = False, progress: str = ""
-    ) -> list[Hit]:
+        self,
+        query: Item,
+        k: int = 10,
+        rerank: Rescorer | Scorer | ListScorer | None = None,
+        *,
+        exclude_self: bool = False,
+        progress: str = "",
+    ) -> Hits:
         """The best k hits for one query; see `search_many`."""
         return self.search_many([query], k, rerank, exclude_self=exclude_self, progress=progress)[0]
 
@@ -116,19 +91,19 @@ class Index:
         self,
         queries: Sequence[Item],
         k: int = 10,
-        rerank: Rescorer | None = None,
+        rerank: Rescorer | Scorer | ListScorer | None = None,
         *,
         exclude_self: bool = False,
         progress: str = "",
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """The best k hits for each query, best first; fewer when the index holds fewer.
 
         Args:
             queries: items of any kind; each with the instruction that the encoder was trained to see on queries.
             k: hits per query.
             rerank: puts the best `rerank.depth` in the order of its own scores, equal ones as they were; hits beyond that
-                depth keep their places below. Queries with fewer candidates are handed to it separately, so that every
-                array it sees is full.
+                depth keep their places below. A bare reranker is taken as `Fused(reranker)`. Queries with fewer candidates
+                are handed to it separately, so that every array it sees is full.
             exclude_self: leave out hits that show the same as the query (`Item.content`): for a search by a picture that is
                 itself in the index.
             progress: name of the work in progress bars; "" shows none.
@@ -141,6 +116,7 @@ class Index:
         check_positive("k", k)
         depth = 0
         if rerank is not None:
+            rerank = rescorer(rerank)
             check_positive("depth of rerank", rerank.depth)
             depth = rerank.depth
         if self.encoder is None:
@@ -149,9 +125,10 @@ class Index:
         vectors = _encode(self.encoder, queries, progress)
         exclude = [self._showing.get(query.content, ()) for query in queries] if exclude_self else None
         found = nearest(vectors, self.vectors, min(max(k, depth), len(self)), exclude=exclude)
+        hits = [self._hits(*row) for row in zip(queries, found.ids, found.scores, strict=True)]
         if rerank is not None:
-            found = self._reranked(found, queries, rerank, progress)
-        return [self._hits(found, row, k) for row in range(len(queries))]
+            hits = reranked(hits, rerank, progress=progress)
+        return [Hits(row.query, row[:k], row.pairs) for row in hits]
 
     def save(self, path: Path | str) -> None:
         """Write the index to a folder; an index that is there is replaced, anything else that is there is left alone.
@@ -219,28 +196,10 @@ class Index:
                 "use the encoder that built the index, or build it again: Index.build(encoder, index.items)"
             )
 
-    def _reranked(self, found: Found, queries: Sequence[Item], rerank: Rescorer, progress: str) -> Found:
-        ids, scores = found.ids.copy(), found.scores.copy()
-        counts = np.minimum((ids >= 0).sum(axis=1), rerank.depth)
-        for count in np.unique(counts[counts > 0]):
-            rows = np.flatnonzero(counts == count).tolist()
-            top = ids[rows, :count]
-            items = [[self.items[place] for place in places] for places in top]
-            made = np.asarray(rerank.rescore([queries[row] for row in rows], items, scores[rows, :count], progress=progress))
-            if made.shape != top.shape:
-                raise ModelError(f"rerank gave scores of shape {list(made.shape)}, not {list(top.shape)}")
-            if not np.isfinite(made).all():
-                bad = queries[rows[int(np.isfinite(made).all(axis=1).argmin())]]
-                raise ModelError(f"rerank gave scores that are not finite, first for query {_named(bad)}")
-            order = np.argsort(-made, axis=1, kind="stable")
-            ids[rows, :count] = np.take_along_axis(top, order, axis=1)
-            scores[rows, :count] = np.take_along_axis(made, order, axis=1)
-        return Found(ids, scores)
-
-    def _hits(self, found: Found, row: int, k: int) -> list[Hit]:
-        places = [int(place) for place in found.ids[row, :k] if place >= 0]
-        scores = found.scores[row, : len(places)].tolist()
-        return [Hit(self.items[p], s, n, p) for n, (p, s) in enumerate(zip(places, scores, strict=True), 1)]
+    def _hits(self, query: Item, ids: np.ndarray, scores: np.ndarray) -> Hits:
+        places = [int(place) for place in ids if place >= 0]
+        values = scores[: len(places)].tolist()
+        return Hits(query, [Hit(self.items[p], s, n, p) for n, (p, s) in enumerate(zip(places, values, strict=True), 1)])
 
 
 def _encode(encoder: Encoder, items: Sequence[Item], progress: str) -> Float32[np.ndarray, "n d"]:

@@ -14,7 +14,7 @@ from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
 from hardwon.distributed import World
-from hardwon.errors import OnError, RecipeError
+from hardwon.errors import OnError, RecipeError, unknown
 from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
@@ -41,6 +41,15 @@ def load_examples(
     if dataset.bad:
         console().print(f"   [yellow]{len(dataset.bad)} of {dataset.rows} rows left out[/]")
     return dataset
+
+
+def of_sources(examples: Sequence[Example], sources: Sequence[str]) -> tuple[Example, ...]:
+    """The examples of some data sets. Raises RecipeError for one that has none."""
+    there = {example.source for example in examples}
+    for source in sources:
+        if source not in there:
+            raise RecipeError(unknown("source", source, sorted(there)))
+    return tuple(example for example in examples if example.source in sources)
 
 
 def load_embedder(workspace: Workspace, name: str, options: Options | None = None) -> Embedder:
@@ -122,6 +131,7 @@ class Train:
         align: steps of projector alignment before the training; 0 for none.
         align_sources: data sets used for that; all if empty.
         root: folder that picture paths are relative to, if not the data file's.
+        sources: data sets that are trained on; all if empty.
     """
 
     out: str
@@ -137,6 +147,7 @@ class Train:
     align: int = 0
     align_sources: tuple[str, ...] = ()
     root: str = ""
+    sources: tuple[str, ...] = ()
     kind: ClassVar[str] = "model"
     verb: ClassVar[str] = "train"
 
@@ -148,6 +159,8 @@ class Train:
         """Train and save."""
         few = self.settings.max_bad_fraction
         examples = load_examples(workspace, self.data, self.settings.on_error, self.root, few)
+        if self.sources:
+            examples = of_sources(examples, self.sources)
         show_pairs(examples)
         embedder = load_embedder(workspace, self.model, self.options)
         model: Embedder | Reranker = embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)

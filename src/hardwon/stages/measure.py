@@ -8,13 +8,23 @@ from typing import ClassVar
 
 from hardwon.artifacts import Draft, write_json
 from hardwon.data import images
-from hardwon.evaluation import evaluate, learn_weight, read_benchmark
+from hardwon.errors import RecipeError, unknown
+from hardwon.evaluation import (
+    Benchmark,
+    benchmark_of,
+    evaluate,
+    evaluate_reranking,
+    learn_fusion,
+    learn_weight,
+    read_benchmark,
+)
 from hardwon.items import Item, item_from_json
-from hardwon.models import Reranker
+from hardwon.models import CachedEncoder, Reranker
 from hardwon.models.precision import Precision
+from hardwon.progress import console
 from hardwon.search import Fused, Index
 from hardwon.stages.base import Workspace
-from hardwon.stages.learn import features, load_encoder
+from hardwon.stages.learn import features, load_encoder, load_examples
 
 
 @dataclass(frozen=True)
@@ -22,13 +32,17 @@ class Evaluate:
     """Evaluate an embedder, alone or with a reranker, on a benchmark.
 
     Attributes:
-        out: see `Stage`; `report.json` is written there.
+        out: see `Stage`; `report.json` is written there. With a reranker also `embedder.json`, the report of the embedder
+            alone, and `fusion.json`, which `Fused.from_json` reads.
         model: embedder.
         benchmark: folder that `hardwon.evaluation.read_benchmark` takes.
         label: what the model is called in tables.
         rerank: reranker; none if empty.
         depth: candidates per query that the reranker reads.
-        validation: benchmark on which the fusion weight is learned; needed with `rerank`.
+        validation: benchmark, or file of held-out pairs, on which the fusion is learned; without it a fixed weight is used,
+            and no gate.
+        asked: data sets of the validation that are asked; all if empty. With a gate, other kinds of queries are left alone.
+        gate: learn which kinds of queries gain by reranking, and leave the others alone; else one weight for all.
         precision: of the reranker.
     """
 
@@ -39,6 +53,8 @@ class Evaluate:
     rerank: str = ""
     depth: int = 10
     validation: str = ""
+    asked: tuple[str, ...] = ()
+    gate: bool = True
     precision: Precision = "fp32"
     kind: ClassVar[str] = "evaluation"
     verb: ClassVar[str] = "evaluate"
@@ -50,22 +66,51 @@ class Evaluate:
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Evaluate and write the report."""
         embedder = load_encoder(workspace, self.model)
-        fused, told = None, ""
+        benchmark, label, told = read_benchmark(workspace.path(self.benchmark)), self.label or self.out, ""
         if self.rerank:
             reranker = load_reranker(workspace, self.rerank, self.precision)
-            fused = Fused(reranker, self.depth)
-            if self.validation:
-                learned = learn_weight(embedder, reranker, read_benchmark(workspace.path(self.validation)), depth=self.depth)
-                fused = learned.fused
-                draft.stats["weights"] = [list(pair) for pair in learned.tried]
-            draft.stats["weight"] = fused.weight
-            told = f", reranker's weight {fused.weight:g}"
-        report = evaluate(embedder, read_benchmark(workspace.path(self.benchmark)), rerank=fused, label=self.label or self.out)
+            fused, told = self._fused(workspace, draft, embedder, reranker)
+            labels = (f"{label} without reranker", label)
+            found = evaluate_reranking(embedder, benchmark, fused, labels=labels)
+            write_json(draft.path / "embedder.json", found.alone.to_json())
+            write_json(draft.path / "fusion.json", fused.to_json())
+            draft.stats |= {"weight": fused.weight, "rerank": found.reranked.made["rerank"], "below": list(found.below)}
+            console().print(found)
+            report = found.reranked
+        else:
+            report = evaluate(embedder, benchmark, label=label)
         write_json(draft.path / "report.json", report.to_json())
         mean = report.mean()
         draft.stats["mean"] = mean.mean
         shown = f"{100 * mean.mean:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
         return f"mean P@1 {shown} over {len(report.results)} data sets{told}"
+
+    def _fused(self, workspace: Workspace, draft: Draft, embedder: CachedEncoder, reranker: Reranker) -> tuple[Fused, str]:
+        """The reranker as it is to be used, and what to say of it."""
+        if not self.validation:
+            fused = Fused(reranker, self.depth)
+            return fused, f", reranker's weight {fused.weight:g}"
+        held_out = self._held_out(workspace)
+        learn = learn_fusion if self.gate else learn_weight
+        learned = learn(embedder, reranker, held_out, depth=self.depth)
+        draft.stats["weights"] = [list(pair) for pair in learned.tried]
+        if learned.fused.gate is None:
+            return learned.fused, f", reranker's weight {learned.fused.weight:g}"
+        console().print(learned)
+        kinds = learned.fused.gate.kinds
+        draft.stats["passing"] = [kind.instruction for kind in kinds if kind.passes]
+        return learned.fused, f", reranked are {len(draft.stats['passing'])} of {len(kinds)} kinds of queries"
+
+    def _held_out(self, workspace: Workspace) -> Benchmark:
+        path = workspace.path(self.validation)
+        if not path.is_dir():
+            return benchmark_of(load_examples(workspace, self.validation, "raise"), path.stem, sources=self.asked)
+        found = read_benchmark(path)
+        names = [task.name for task in found.tasks]
+        for name in self.asked:
+            if name not in names:
+                raise RecipeError(unknown(f"task of {found.name}", name, names))
+        return Benchmark(found.name, tuple(task for task in found.tasks if not self.asked or task.name in self.asked))
 
 
 def load_reranker(workspace: Workspace, name: str, precision: Precision) -> Reranker:

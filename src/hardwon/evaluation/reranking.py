@@ -1,0 +1,84 @@
+"""An embedder alone and the same with a reranker, on the same queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Group
+
+from hardwon.evaluation.compare import Comparison
+from hardwon.evaluation.report import Report
+from hardwon.evaluation.run import evaluate
+from hardwon.evaluation.task import Benchmark
+from hardwon.items import Item
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
+from hardwon.search.rescore import Rescorer
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """What a reranker changed.
+
+    Attributes:
+        alone: report of the embedder.
+        reranked: report with the reranker; `made["rerank"]` says how much it read.
+        comparison: the second minus the first, for each task and in the mean, with intervals.
+    """
+
+    alone: Report
+    reranked: Report
+    comparison: Comparison
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Tasks that got worse by more than their interval."""
+        return tuple(task.name for task in self.comparison.tasks if task.verdict == "below")
+
+    def __str__(self) -> str:
+        return f"{self.comparison}\n{self.spent()}"
+
+    def __rich__(self) -> Group:
+        return Group(self.comparison.table(), self.spent())
+
+    def spent(self) -> str:
+        """How much was read, in a sentence."""
+        read = self.reranked.made["rerank"]
+        share = read["queries_read"] / read["queries"]
+        each = read["pairs"] / read["queries"]
+        return (
+            f"The reranker read {read['pairs']} pairs, {each:.1f} per query of at most {read['depth']}; it was asked about "
+            f"{read['queries_read']} of {read['queries']} queries ({100 * share:.0f} %)."
+        )
+
+
+class _Once:
+    """Encodes each item once for both reports."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder, self.fingerprint, self.dim = encoder, encoder.fingerprint, encoder.dim
+        self.vectors: dict[str, np.ndarray] = {}
+
+    def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
+        missing = {item.key: item for item in items if item.key not in self.vectors}
+        if missing:
+            self.vectors.update(zip(missing, self.encoder.encode(list(missing.values()), progress=progress), strict=True))
+        return np.stack([self.vectors[item.key] for item in items])
+
+
+def evaluate_reranking(
+    encoder: Encoder,
+    benchmark: Benchmark,
+    rerank: Rescorer | Scorer | ListScorer,
+    *,
+    tasks: Sequence[str] | None = None,
+    labels: tuple[str, str] = ("embedder", "embedder + reranker"),
+    progress: bool = True,
+) -> Reranking:
+    """Evaluate an embedder alone and with a reranker, and compare. Every item is encoded once.
+
+    Arguments and errors as `evaluate`; `labels` names the embedder, and the embedder with the reranker.
+    """
+    once = _Once(encoder)
+    alone = evaluate(once, benchmark, tasks=tasks, label=labels[0], progress=progress)
+    reranked = evaluate(once, benchmark, rerank=rerank, tasks=tasks, label=labels[1], progress=progress)
+    return Reranking(alone, reranked, reranked.diff(alone, partial=tasks is not None))

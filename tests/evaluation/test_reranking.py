@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from hardwon.evaluation import Benchmark, evaluate, evaluate_reranking
+from hardwon.metrics import Interval
+from hardwon.search import Fused, Gate, Kind
+
+
+class Judge:
+    fingerprint = "judge"
+
+    def __init__(self, good):
+        self.good = good
+
+    def score_pairs(self, pairs, *, progress=""):
+        right = [query.text.split()[-1] == item.text.split()[-1] for query, item in pairs]
+        return np.array([8.0 if r == self.good else -8.0 for r in right], dtype=np.float32)
+
+
+@pytest.fixture
+def benchmark(make_task):
+    return Benchmark("b", (make_task("one", 30, 40), make_task("two", 20, 25, prefix="far ", distribution="ood")))
+
+
+def test_both_reports_from_one_encoding(fake, benchmark):
+    encoder = fake()
+    found = evaluate_reranking(
+        encoder, benchmark, Fused(Judge(True), depth=10, weight=1.0), labels=("small", "both"), progress=False
+    )
+    assert len(encoder.calls) == 1
+    assert found.alone.results == evaluate(fake(), benchmark, progress=False).results
+    assert found.reranked.results == evaluate(fake(), benchmark, rerank=Fused(Judge(True), 10, 1.0), progress=False).results
+    assert (found.comparison.first, found.comparison.second) == ("both", "small")
+    gains = {task.name: task.value.mean for task in found.comparison.tasks}
+    for name in ("one", "two"):
+        hits = [np.mean(report.result(name).hits) for report in (found.reranked, found.alone)]
+        assert gains[name] == pytest.approx(hits[0] - hits[1])
+        assert gains[name] > 0.1
+    assert found.below == ()
+
+
+def test_tasks_that_got_worse_are_named(fake, benchmark, make_task):
+    encoder = fake(dim=16)
+    for task in benchmark.tasks:
+        for query, gold in zip(task.queries, task.gold, strict=True):
+            encoder.vectors[query.key] = encoder.random(task.corpus[gold[0]])
+    found = evaluate_reranking(encoder, benchmark, Fused(Judge(False), depth=10, weight=1.0), progress=False)
+    assert found.below == ("one", "two")
+
+
+def test_what_is_printed_says_how_much_was_read(fake, benchmark, shown):
+    gate = Gate((Kind("", 5, Interval(1.0, 0.5, 1.0), 1.0, margin=0.05, reranked=0.5),))
+    found = evaluate_reranking(fake(), benchmark, Fused(Judge(True), depth=10, gate=gate), progress=False)
+    told = found.reranked.made["rerank"]
+    assert told["queries"] == 50 and 0 < told["queries_read"] < 50 and told["pairs"] == 10 * told["queries_read"]
+    for text in (str(found), shown(found)):
+        assert f"The reranker read {told['pairs']} pairs" in text
+        assert f"it was asked about {told['queries_read']} of 50 queries" in text
+        assert "embedder + reranker − embedder on b" in text
+    some = evaluate_reranking(fake(), benchmark, Fused(Judge(True), depth=3), tasks=["two"], progress=False)
+    assert [task.name for task in some.comparison.tasks] == ["two"]
