@@ -6,6 +6,7 @@ from hardwon.evaluation.fusion import Learned, learn_weight
 from hardwon.evaluation.report import Report, comparison_table
 from hardwon.evaluation.result import GROUPS
 from hardwon.evaluation.run import evaluate
+from hardwon.evaluation.sample import cost_of_sample, sampled
 from hardwon.evaluation.task import Benchmark, Task
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "Report",
     "Task",
     "comparison_table",
+    "cost_of_sample",
     "evaluate",
     "learn_weight",
     "read_benchmark",
+    "sampled",
     "write_benchmark",
 ]
