@@ -1,10 +1,12 @@
 """Evaluation: benchmarks as data, one run that encodes everything once, reports that can be compared."""
 
-from hardwon.evaluation.compare import Comparison
+from hardwon.evaluation.compare import Changed, Comparison, Difference, changed
 from hardwon.evaluation.files import read_benchmark, write_benchmark
 from hardwon.evaluation.fusion import Learned, learn_weight
+from hardwon.evaluation.leakage import Leak, Leaks, leakage
+from hardwon.evaluation.load import load_benchmark
 from hardwon.evaluation.report import Report, comparison_table
-from hardwon.evaluation.result import GROUPS
+from hardwon.evaluation.result import GROUPS, TaskResult
 from hardwon.evaluation.run import evaluate
 from hardwon.evaluation.sample import cost_of_sample, sampled
 from hardwon.evaluation.task import Benchmark, Task
@@ -12,14 +14,22 @@ from hardwon.evaluation.task import Benchmark, Task
 __all__ = [
     "GROUPS",
     "Benchmark",
+    "Changed",
     "Comparison",
+    "Difference",
+    "Leak",
+    "Leaks",
     "Learned",
     "Report",
     "Task",
+    "TaskResult",
+    "changed",
     "comparison_table",
     "cost_of_sample",
     "evaluate",
+    "leakage",
     "learn_weight",
+    "load_benchmark",
     "read_benchmark",
     "sampled",
     "write_benchmark",

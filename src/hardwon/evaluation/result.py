@@ -126,8 +126,8 @@ class TaskResult:
         (chance,), (candidates,) = _numbers(row, "chance", float), _numbers(row, "candidates", int)
         ties = _numbers(row, "ties", int)
         worst, firsts = _numbers(row, "worst", int), _numbers(row, "firsts", int)
-        columns = {"hits": hits, "ranks": ranks, "ties": ties, "worst": worst, "firsts": firsts}
-        return cls(**heads, **columns, chance=chance, candidates=candidates)
+        rest = {"chance": chance, "candidates": candidates, "worst": worst, "firsts": firsts}
+        return cls(**heads, hits=hits, ranks=ranks, ties=ties, **rest)
 
 
 def _numbers(row: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from hardwon.models import Reranker
 from hardwon.models.precision import Precision
 from hardwon.search import Fused, Index
 from hardwon.stages.base import Workspace
+from hardwon.stages.evaluating import SOURCE, source
 from hardwon.stages.learn import features, load_encoder
 
 
@@ -60,7 +61,9 @@ class Evaluate:
                 draft.stats["weights"] = [list(pair) for pair in learned.tried]
             draft.stats["weight"] = fused.weight
             told = f", reranker's weight {fused.weight:g}"
-        report = evaluate(embedder, read_benchmark(workspace.path(self.benchmark)), rerank=fused, label=self.label or self.out)
+        benchmark = workspace.path(self.benchmark)
+        report = evaluate(embedder, read_benchmark(benchmark), rerank=fused, label=self.label or self.out)
+        report = replace(report, made=report.made | {SOURCE: source(str(benchmark))})
         write_json(draft.path / "report.json", report.to_json())
         mean = report.mean()
         draft.stats["mean"] = mean.mean
