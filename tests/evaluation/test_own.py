@@ -81,10 +81,13 @@ def beir(write, picture):
         qrels=("query-id\tcorpus-id\tscore", "q2\td1\t1", "q1\td2\t2", "q1\td3\t1", "q1\td1\t0"), name="qrels/test.tsv", **more
     ):
         picture("beir/seen.png", 3)
+        seen = {"image": "seen.png"}
+        queries = [{"_id": "q1", "text": "one", "instruction": "Find."}, {"_id": "q2"} | seen, {"_id": "q3", "text": "3"}]
+        titled = {"_id": "d1", "title": "A title", "text": "and text"}
         rows = {
-            "queries": [{"_id": "q1", "text": "one", "instruction": "Find."}, {"_id": "q2", "image": "seen.png"}, {"_id": "q3", "text": "3"}],
-            "corpus": [{"_id": "d1", "title": "A title", "text": "and text"}, {"_id": "d2", "text": "two"}, {"_id": "d3", "image": "seen.png", "metadata": {}}],
-        } | more  # fmt: skip
+            "queries": queries,
+            "corpus": [titled, {"_id": "d2", "text": "two"}, {"_id": "d3", "metadata": {}} | seen],
+        } | more
         for part, lines in rows.items():
             write(f"beir/{part}.jsonl", *lines)
         return write(f"beir/{name}", *qrels).parents[name.count("/")]
@@ -133,5 +136,5 @@ def test_a_folder_that_says_nothing_is_refused(beir, tmp_path):
     (folder / "qrels" / "test.tsv").unlink()
     with pytest.raises(DataError, match=r"neither qrels/test.tsv nor qrels.tsv"):
         read_benchmark(folder)
-    with pytest.raises(DataError, match="a benchmark is a folder with a benchmark.json, a folder with queries.jsonl"):
+    with pytest.raises(DataError, match=r"a benchmark is a folder with a benchmark.json, a folder with queries.jsonl"):
         read_benchmark(tmp_path / "gone")
