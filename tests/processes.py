@@ -24,13 +24,16 @@ from fakes import FakeEncoder
 from tiny import gradient_of
 
 from hardwon import distributed
+from hardwon.artifacts import write_json
 from hardwon.distributed import World
 from hardwon.errors import BadItems, Diverged
+from hardwon.evaluation import Benchmark, Task, evaluate, vectors
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
 from hardwon.losses.amplified import Kind
 from hardwon.mining import Mining, judging, mine
 from hardwon.models import Embedder, Judgements, Reranker, cached, precision
+from hardwon.search import Fused
 from hardwon.training import Memory, Settings, run, train
 from hardwon.training.batches import listed, shared
 from hardwon.training.objective import LearnedTemperature, Objective
@@ -324,6 +327,20 @@ def sums(bucket: int) -> dict:
     }
 
 
+class Slow(FakeEncoder):
+    """An encoder that logs what it is asked for, and then takes its time."""
+
+    def __init__(self, log: Path, pause: float):
+        super().__init__()
+        self.log, self.pause = log, pause
+
+    def encode(self, items, *, progress=""):
+        with open(self.log, "ab", buffering=0) as file:
+            file.write(f"{' '.join(item.key for item in items)}\n".encode())
+        time.sleep(self.pause)
+        return super().encode(items)
+
+
 class Logged(FakeEncoder):
     """An encoder and a slow judge that log what they are asked about before they answer."""
 
@@ -355,6 +372,57 @@ def mining(out: Path, pause: float) -> None:
     mined = mine(data, model, model, settings=Mining(depth=6, keep=3, min_auc=0.0), store=out / "store")
     (out / "artifact").mkdir()
     mined.write(out / "artifact", out)
+
+
+def evaluating(embedder: str, reranker: str, out: str) -> dict:
+    """Answers of an evaluation of 83 queries, with a store of this process's own and with one that all share."""
+    folder, before = Path(out), vectors.SHARE
+    vectors.SHARE = 8
+    corpus = tuple(Item(text=f"{'square ' * (n % 5)}red {n % 11} bar {n}") for n in range(40))
+    queries = tuple(Item(text=f"find the {'blue ' * (n % 7)}bar {n}") for n in range(83))
+    tasks = (
+        Task("asked", "retrieval", "ind", queries, corpus, tuple((n % 40,) for n in range(83))),
+        Task("few", "vqa", "ood", queries[:3], corpus[:5], ((0,), (1,), (2,))),
+    )
+    model, made = Embedder.load(embedder, device="cpu"), {}
+    encode, calls = model.encode, []
+    model.encode = lambda items, *, progress="": calls.append([item.key for item in items]) or encode(items)
+    ranker = Fused(Reranker.load(reranker, device="cpu"), depth=3, weight=0.5)
+    own = folder / f"process-{World.current().rank}"
+    for name, store, rerank in (("none", None, None), ("shared", folder / "shared", None), ("own", own, ranker)):
+        calls.clear()
+        report = evaluate(model, Benchmark("b", tasks), rerank=rerank, store=store)
+        made[name] = {"results": [result.to_json() for result in report.results], "calls": list(calls)}
+        made[name] |= {"encoded": report.made["items_encoded"], "processes": report.made["processes"]}
+    calls.clear()
+    made["again"] = [evaluate(model, Benchmark("b", tasks), store=folder / "shared").made["items_encoded"], list(calls)]
+    vectors.SHARE = before
+    return made
+
+
+def failing(size: int) -> list[str]:
+    """What a process says when the second of them cannot encode, and what its report says when it goes on."""
+    vectors.SHARE, model = 2, FakeEncoder()
+    tasks = [
+        Task(name, "vqa", "ind", tuple(Item(text=f"{name} {n}") for n in range(count)), (Item(text=name),), ((0,),) * count)
+        for name, count in (("fine", 3), ("broken", 9))
+    ]
+    if World.current().rank == size - 1:
+        model.given = {f"broken {n}": np.full(12, np.nan) for n in range(9)}
+    try:
+        evaluate(model, Benchmark("b", tuple(tasks)))
+    except Exception as error:
+        said = repr(error)
+    return [said, *evaluate(model, Benchmark("b", tuple(tasks)), on_error="skip").failed]
+
+
+def measuring(out: Path, pause: float) -> None:
+    """Evaluate a hundred items, ten at a time, by a slow encoder that logs what it is asked for."""
+    vectors.SHARE, model = 10, Slow(out / "log", pause)
+    items = tuple(Item(text=f"q{n}") for n in range(50)), tuple(Item(text=f"t{n}") for n in range(50))
+    tasks = Task("whole", "retrieval", "ind", *items, tuple((n,) for n in range(50)))
+    report = evaluate(model, Benchmark("b", (tasks,)), store=out / "store")
+    write_json(out / "report.json", report.to_json())
 
 
 def starting(embedder: str) -> str:

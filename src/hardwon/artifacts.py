@@ -8,6 +8,7 @@ finished at the same place before lies beside it until then, as `.NAME.before`.
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -233,14 +234,24 @@ def _ours(path: Path) -> bool:
         return False
 
 
+@functools.cache
+def code() -> str:
+    """Hash of the package's source files, 32 hexadecimal digits: changes when the code does, released or not."""
+    home, made = Path(__file__).parent, hashlib.blake2b(digest_size=16)
+    for file in sorted(home.rglob("*.py")):
+        made.update(file.relative_to(home).as_posix().encode() + b"\x00" + file.read_bytes() + b"\x00")
+    return made.hexdigest()
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine and time, for manifests and reports."""
+    """Versions, code, machine and time, for manifests and reports."""
     versions = {}
     for package in VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
         "versions": versions | {"python": platform.python_version()},
+        "code": code(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

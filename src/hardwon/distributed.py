@@ -48,6 +48,13 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where a tensor has to lie to travel between the processes; the CPU if there is only one."""
+        if self.size > 1 and dist.get_backend() == "nccl":
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
         return self._reduced(tensor, dist.ReduceOp.SUM)

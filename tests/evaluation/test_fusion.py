@@ -89,11 +89,11 @@ def test_each_item_is_encoded_and_each_pair_scored_once(good):
     assert len(judge.count) == 20 * 4  # the ten queries of the second task are ten of the first's, on the same corpus
 
 
-def test_only_the_first_weight_shows_progress(good):
+def test_only_the_first_weight_shows_progress(good, capsys):
     encoder, benchmark = good
     judge = Judge(at_random)
     learn_weight(encoder, judge, benchmark, depth=2)
-    assert encoder.progress == ["encoding tiny"]
+    assert capsys.readouterr().err.count("encoding tiny") == 1
     assert judge.progress == ["reranking tiny"]  # all pairs in one call
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -49,8 +50,6 @@ def test_a_report_that_cannot_be_is_refused(make_report):
         make_report(labels=[1], tasks=("words",))
     with pytest.raises(ArtifactError, match="at least one task"):
         make_report(tasks=("words",))
-    from dataclasses import replace
-
     report = make_report(labels=[1])
     with pytest.raises(ArtifactError, match="task labels has 2 results in one report"):
         replace(report, results=report.results * 2)
@@ -80,7 +79,7 @@ def test_json_and_back(benchmark_of, fake, constant):
     [
         (lambda r: r.update(labell="x"), "unknown field of a report 'labell': did you mean 'label'"),
         (lambda r: r.pop("revision"), "a report lacks revision"),
-        (lambda r: r.update(format=2), "a report of format 2; this version reads format 1"),
+        (lambda r: r.update(format=3), "a report of format 3; this version reads formats 1 and 2"),
         (lambda r: r.update(model=None), "model of a report must be a string, got None"),
         (lambda r: r.update(tasks="labels"), "tasks of a report must be a list of names"),
         (lambda r: r.update(tasks=["words"]), "unknown task of tiny 'labels'"),
@@ -115,6 +114,35 @@ def test_json_that_is_no_report_is_refused(make_report, change, message):
 def test_json_that_is_no_object_is_refused():
     with pytest.raises(ArtifactError, match="a report must be an object, got list"):
         Report.from_json([])
+
+
+def test_a_report_of_the_first_format_is_read(make_report):
+    report = make_report(labels=[1, 0])
+    row = json.loads(json.dumps(report.to_json())) | {"format": 1}
+    for result in row["results"]:
+        del result["worst"], result["firsts"]
+    assert Report.from_json(row) == report
+    assert report.results[0].worst == ()
+
+
+# ---- fingerprints
+
+
+def test_every_result_carries_a_fingerprint_of_all_that_made_it(benchmark_of, text_model, make_report):
+    report = evaluate(text_model, benchmark_of(), label="a", progress=False)
+    told = report.made["model"]
+    assert told["fingerprint"] == report.model == text_model.fingerprint
+    assert (told["dtype"], told["device"], told["computed_in"], told["max_length"]) == (["float32"], "cpu", "fp32", 64)
+    assert {"weights", "preprocessing", "prompts", "attention"} <= set(told)
+    again = evaluate(text_model, benchmark_of(), label="another name", progress=False)
+    assert again.fingerprint == report.fingerprint
+    assert f"a: fingerprint {report.fingerprint[:12]}, model {report.model[:12]}" in str(report)
+    for change in ({"device": "cuda"}, {"dtype": ["bfloat16"]}, {"prompts": {"query": "find"}}, {"preprocessing": "other"}):
+        other = replace(report, made=report.made | {"model": told | change})
+        assert other.fingerprint != report.fingerprint
+    for changed in (replace(report, revision="other"), replace(report, made=report.made | {"code": "other"})):
+        assert changed.fingerprint != report.fingerprint
+    assert replace(report, made=report.made | {"at": "later", "seconds": 5}).fingerprint == report.fingerprint
 
 
 # ---- tables
@@ -155,8 +183,11 @@ def test_a_part_is_printed_without_means_and_says_so(make_report):
 
 def test_ties_above_one_percent_are_said(benchmark_of, constant, fake, shown):
     text = " ".join(shown(evaluate(constant(), benchmark_of(), label="flat", progress=False)).split())
-    assert "flat: gold ties with other candidates for 100.0 % of queries (labels, labels_far, words, boxes)" in text
-    assert "ties" not in shown(evaluate(fake(), benchmark_of(), progress=False))
+    assert "WARNING: flat: gold ties with other candidates for 100.0 % of queries (labels, labels_far, words, boxes)" in text
+    assert "were every tie lost, the mean would be 0.0 %" in text
+    calm = shown(evaluate(fake(), benchmark_of(), label="fine", progress=False))
+    assert "fine: gold ties with other candidates for 0.0 % of queries" in calm
+    assert "WARNING" not in calm
 
 
 def test_a_report_without_label_is_called_by_its_model(make_report, shown):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hardwon.errors import ModelError, RecipeError
+from hardwon.errors import BadItems, BadMedia, ModelError, RecipeError
 from hardwon.evaluation import Benchmark, evaluate
 from hardwon.items import Item
 
@@ -83,37 +83,83 @@ def test_a_model_that_favours_what_comes_first_gains_nothing(make_task, fake):
 def test_vectors_that_are_not_finite_are_an_error_for_the_model(benchmark_of, fake, bad):
     model = fake(dim=2)
     model.vectors[Item(text="far query 3").key] = np.array([bad, 1.0])
-    with pytest.raises(ModelError, match="task labels_far: 1 vectors of the model are not finite, first for 'far query 3'"):
+    with pytest.raises(
+        BadItems, match=r"1 item of task labels_far .*\n  task labels_far, query 3: 'far query 3': its vector is not f"
+    ):
         evaluate(model, benchmark_of(), progress=False)
 
 
 def test_vectors_of_another_form_are_refused(benchmark_of, fake, picture, make_task):
     model = fake(dim=2)
     model.vectors[Item(text="query 3").key] = np.array([0.6, 0.6])
-    with pytest.raises(
-        ModelError, match=r"task labels: 1 vectors of the model have length 0.8485 instead of 1, first for 'query 3'"
-    ):
+    with pytest.raises(ModelError, match=r"task labels, query 3: 'query 3': its vector has length 0.8485 instead of 1"):
         evaluate(model, benchmark_of(), progress=False)
     model = fake(dim=2)
     shown = Item(images=(picture("a.png"),))
     model.vectors[shown.key] = np.zeros(2)
-    with pytest.raises(ModelError, match=f"have length 0 instead of 1, first for picture {shown.key[:12]}"):
+    with pytest.raises(ModelError, match=r"task words, corpus entry 0: '<a.png>': its vector has length 0 "):
         evaluate(model, benchmark_of(make_task(q=1, c=1, corpus=(shown,))), progress=False)
     model = fake(dim=2)
-    model.encode = lambda items, *, progress: np.zeros((3, 2), dtype=np.float32)
-    with pytest.raises(ModelError, match=r"an array of shape \(3, 2\) for \d+ items, not \(\d+, 2\)"):
+    model.encode = lambda items, *, progress="": np.zeros((3, 2), dtype=np.float32)
+    with pytest.raises(ModelError, match=r"task \w+: the model gives an array of shape \(3, 2\) for \d+ items, not \(\d+, 2\)"):
         evaluate(model, benchmark_of(), progress=False)
 
 
 def test_every_distinct_item_of_all_tasks_is_encoded_once(benchmark_of, fake, make_task):
     shared = make_task("again", 12, 20, candidates=tuple((n, 19) for n in range(12)))  # the same items as "words"
     twins = make_task("twins", 2, 3, queries=(Item(text="query 0"), Item(text="entry 0")))  # a query that is an entry too
-    model = fake()
-    report = evaluate(model, benchmark_of(*benchmark_of().tasks, shared, twins), progress=False)
-    (call,) = model.calls
-    tasks = (*benchmark_of().tasks, shared, twins)
-    assert sorted(call) == sorted({item.key for task in tasks for item in (*task.queries, *task.corpus)})
-    assert report.made["items_encoded"] == len(call)
+    model, tasks = fake(), (*benchmark_of().tasks, shared, twins)
+    report = evaluate(model, benchmark_of(*tasks), progress=False)
+    asked = [key for call in model.calls for key in call]
+    assert len(asked) == len(set(asked)) == report.made["items"] == report.made["items_encoded"]
+    assert set(asked) == {item.key for task in tasks for item in (*task.queries, *task.corpus)}
+    assert model.calls[0] == sorted({item.key for item in (*twins.queries, *twins.corpus)})  # the fewest items first
+
+
+def test_a_second_run_encodes_nothing_and_another_model_everything(benchmark_of, fake, tmp_path):
+    first = evaluate(fake(), benchmark_of(), store=tmp_path, progress=False)
+    again, other = fake(), fake(fingerprint="after one more step")
+    second = evaluate(again, benchmark_of(), store=tmp_path, progress=False)
+    assert (again.calls, second.made["items_encoded"]) == ([], 0)
+    assert second.results == first.results
+    third = evaluate(other, benchmark_of(), store=tmp_path, progress=False)
+    assert third.made["items_encoded"] == first.made["items_encoded"] == first.made["items"]
+    assert third.results == evaluate(fake(fingerprint="after one more step"), benchmark_of(), progress=False).results
+
+
+def test_a_task_that_fails_does_not_stop_the_others(benchmark_of, fake, make_task, tmp_path, capsys):
+    gone = make_task("gone", 2, 2, corpus=(Item(text="there"), Item(images=(tmp_path / "gone.png",))))
+    benchmark = benchmark_of(*benchmark_of().tasks, gone)
+    model = fake(dim=2)
+    model.vectors[Item(text="far entry 2").key] = np.array([math.nan, 1.0])
+    with pytest.raises(BadMedia, match=r"task gone, corpus entry 1: .*gone.png does not exist"):
+        evaluate(model, benchmark, progress=False)
+    report = evaluate(model, benchmark, on_error="skip")
+    assert [result.name for result in report.results] == ["labels", "words", "boxes"]
+    assert set(report.failed) == {"labels_far", "gone"}
+    assert "task labels_far, corpus entry 2: 'far entry 2': its vector is not finite" in report.failed["labels_far"]
+    whole = evaluate(fake(dim=2), benchmark_of(), progress=False)
+    assert scores_of(report) == {name: row for name, row in scores_of(whole).items() if name != "labels_far"}
+    assert report.revision != whole.revision  # a picture that is not there is other data
+    said = " ".join(str(report).split())
+    for words in ("2 of 5 data sets are missing (labels_far, gone)", "missing: task gone, corpus entry 1"):
+        assert words in said
+    assert "gone.png does not" in said
+    told = capsys.readouterr().err
+    assert "labels_far failed: 1 item of task labels_far cannot be used" in told
+    assert "mean:" not in said
+    with pytest.raises(ModelError, match=r"no task could be asked:\ntask gone, corpus entry 1"):
+        evaluate(model, benchmark, tasks=["gone"], on_error="skip", progress=False)
+
+
+def test_a_reranker_that_fails_in_one_task(benchmark_of, fake, reranker):
+    def rule(queries, items, scores):
+        return np.full_like(scores, math.nan) if "far" in queries[0].text else scores
+
+    report = evaluate(fake(), benchmark_of(), rerank=reranker(3, rule), on_error="skip", progress=False)
+    assert report.failed == {
+        "labels_far": "task labels_far: scores of the reranker are not finite for 30 queries, first for 'far query 0'"
+    }
 
 
 def test_an_instruction_makes_another_item(make_task, fake):
@@ -121,14 +167,26 @@ def test_an_instruction_makes_another_item(make_task, fake):
     tasks = (make_task("plain", 3, 3), make_task("told", 3, 3, queries=told))
     model = fake()
     evaluate(model, Benchmark("b", tasks), progress=False)
-    assert len(model.calls[0]) == 3 + 3 + 3
+    assert sum(map(len, model.calls)) == 3 + 3 + 3
 
 
-def test_progress_is_named_or_silent(benchmark_of, fake):
+def test_tasks_are_told_as_they_come_or_not_at_all(benchmark_of, fake, capsys):
     model = fake()
+    encode, told = model.encode, []
+
+    def watched(items, *, progress=""):
+        told.append(capsys.readouterr().err)
+        return encode(items, progress=progress)
+
+    model.encode = watched
     evaluate(model, benchmark_of())
-    evaluate(model, benchmark_of(), progress=False)
-    assert model.progress == ["encoding tiny", ""]
+    told.append(capsys.readouterr().err)
+    lines = [text.split() for text in told]
+    assert [line[0] if line else "" for line in lines] == ["", "boxes", "labels", "words", "labels_far"]
+    assert " ".join(lines[1][3:]) == "hit@1 of 5 queries (1 of 4)"
+    assert "encoding tiny: 77/77 items" in told[-1]
+    evaluate(fake(), benchmark_of(), progress=False)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -161,12 +219,12 @@ def test_the_order_of_the_corpus_plays_no_part(make_task, fake, reranker, seed):
 
 
 def test_blocks_play_no_part(make_task, fake, monkeypatch):
-    from hardwon.evaluation import run
+    from hardwon.evaluation import ranking
 
     benchmark = Benchmark("b", (make_task(q=23, c=37), make_task("narrow", 5, 9, candidates=((0, 1, 2, 3, 4),) * 5)))
     whole = evaluate(fake(), benchmark, progress=False)
-    monkeypatch.setattr(run, "_QUERIES", 3)
-    monkeypatch.setattr(run, "_CORPUS", 5)
+    monkeypatch.setattr(ranking, "_QUERIES", 3)
+    monkeypatch.setattr(ranking, "_CORPUS", 5)
     assert evaluate(fake(), benchmark, progress=False).results == whole.results
 
 
@@ -222,6 +280,22 @@ def test_the_report_says_what_it_is_about(benchmark_of, fake, reranker):
         "queries_read": 55,
         "queries": 55,
     }
+    assert report.made["model"] == {"type": "FakeEncoder", "fingerprint": "weights"}
+    assert len(report.made["code"]) == 32
+
+
+def test_what_comes_first_and_the_worst_rank_are_kept(pencil):
+    task, model = pencil
+    (result,) = evaluate(model, Benchmark("b", (task,)), progress=False).results
+    assert result.firsts == (0, 3, 2)
+    assert result.worst == (1, 3, 1)
+    model.vectors[task.corpus[1].key] = model.vectors[task.corpus[0].key]  # two that score the same
+    narrowed = replace(task, candidates=((3, 0, 1), (0, 1), (2, 1, 0)), gold=((0,), (1,), (2,)))
+    (result,) = evaluate(model, Benchmark("b", (narrowed,)), progress=False).results
+    assert result.hits == (0.5, 0.5, 1)
+    assert result.firsts == (1, 0, 2)  # of equals the one that is not gold
+    assert (result.worst, result.ranks) == ((2, 2, 1), (1.5, 1.5, 1))
+    assert result.strict == 1 / 3
 
 
 # ---- reranking

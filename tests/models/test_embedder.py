@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hardwon.errors import ModelError
+from hardwon.errors import BadItems, ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Encoder, Scorer
 
@@ -139,8 +139,11 @@ def test_vectors_that_are_not_finite_are_refused(text_model):
     with torch.no_grad():
         text_model.body.transformer.get_input_embeddings().weight[text_model.body.tokenizer.vocab["red"]] = torch.nan
     items = [Item(text="blue square"), Item(text="red square"), Item(text="a red bar")]
-    with pytest.raises(ModelError, match=rf"not finite, first for item {items[1].key[:12]} \('red square'\)"):
+    with pytest.raises(
+        BadItems, match=r"2 items of 3 cannot be used:\n  'red square': the model gives numbers that are not"
+    ) as error:
         text_model.encode(items)
+    assert [row.item for row in error.value.items] == items[1:]
 
 
 def test_progress_names_the_work(vlm, mixed, capsys):

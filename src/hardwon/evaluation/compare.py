@@ -12,6 +12,8 @@ from hardwon import metrics
 from hardwon.evaluation.result import DRAWS, GROUPS, SEED, TaskResult, percent
 from hardwon.metrics import Interval
 
+SURE = 0.05  # p up to which a difference is called one
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -21,18 +23,25 @@ class Difference:
         name: of the task, or a key of `GROUPS`.
         value: mean hit of the first model minus that of the second, with its 95 % interval over queries.
         p: two-sided permutation p value.
+        won: queries that the first model answers better.
+        lost: queries that it answers worse.
     """
 
     name: str
     value: Interval
     p: float
+    won: int = 0
+    lost: int = 0
 
     @property
     def verdict(self) -> str:
-        """What may be said: "above", "below", or "not distinguishable" when the interval holds zero."""
-        if self.value.low > 0:
-            return "above"
-        return "below" if self.value.high < 0 else "not distinguishable"
+        """What may be said: "above", "below", or "not distinguishable" when the interval holds zero or p is above 0.05.
+
+        On few queries the interval alone says too much: resampling cannot show what was never seen.
+        """
+        if self.p > SURE or self.value.low <= 0 <= self.value.high:
+            return "not distinguishable"
+        return "above" if self.value.low > 0 else "below"
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,13 @@ class Comparison:
         caption = f"paired bootstrap over queries, 95 %, {self.draws} draws, seed {self.seed}; p by sign flips, per row"
         made = Table(title=title, caption=caption)
         made.add_column("data set")
-        for heading in ("difference", "p"):
+        for heading in ("difference", "p", "won", "lost"):
             made.add_column(heading, justify="right")
-        made.add_column("first is")
+        made.add_column("first is", no_wrap=True)
         for rows in (self.tasks, self.means):
             for row in rows:
-                made.add_row(GROUPS.get(row.name, row.name), percent(row.value, "+"), f"{row.p:.4f}", row.verdict)
+                numbers = (percent(row.value, "+"), f"{row.p:.4f}", f"{row.won:,}", f"{row.lost:,}")
+                made.add_row(GROUPS.get(row.name, row.name), *numbers, row.verdict)
             made.add_section()
         return made
 
@@ -77,6 +87,29 @@ class Comparison:
 
     def __str__(self) -> str:
         return rendered(self.table())
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Queries of a task that two models answer differently.
+
+    Attributes:
+        won: positions of queries that the first model answers better, those first on which the second was furthest off.
+        lost: those that it answers worse, in the same way.
+    """
+
+    won: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
+def changed(first: TaskResult, second: TaskResult) -> Changed:
+    """Queries whose hit differs between two results of the same task."""
+
+    def better(one: TaskResult, two: TaskResult) -> tuple[int, ...]:
+        found = [n for n, (a, b) in enumerate(zip(one.hits, two.hits, strict=True)) if a > b]
+        return tuple(sorted(found, key=lambda n: (-two.ranks[n], n)))
+
+    return Changed(better(first, second), better(second, first))
 
 
 def rendered(table: Table) -> str:
@@ -102,4 +135,5 @@ def differences(
 def _difference(name: str, first: Sequence[TaskResult], second: Sequence[TaskResult]) -> Difference:
     columns: list[list[torch.Tensor]] = [[result.tensor() for result in results] for results in (first, second)]
     found = metrics.paired(*columns, draws=DRAWS, seed=SEED)
-    return Difference(name, found.difference, found.p)
+    moved = [changed(a, b) for a, b in zip(first, second, strict=True)]
+    return Difference(name, found.difference, found.p, sum(len(m.won) for m in moved), sum(len(m.lost) for m in moved))

@@ -15,6 +15,7 @@ from typing import Any
 
 from hardwon.artifacts import write_atomically
 from hardwon.errors import ArtifactError, BadMedia, BadRow, BadRows, DataError, unknown
+from hardwon.evaluation.own import read_qrels, read_questions
 from hardwon.evaluation.task import Benchmark, Positions, Task, wrong_head, wrong_positions
 from hardwon.items import Item, item_from_json, resolve
 from hardwon.pictures import check_picture
@@ -78,11 +79,19 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 def read_benchmark(folder: Path) -> Benchmark:
     """Read a benchmark and check every row and every picture of it.
 
+    Args:
+        folder: a folder with a `benchmark.json`; or own data, see `hardwon.evaluation.own`: a file of JSON lines, or a folder
+            with queries.jsonl, corpus.jsonl and qrels.
+
     Raises:
         BadRows: rows that cannot be used, with file, line and reason: no gold, gold that is not among the candidates,
             a picture that is missing or broken ...
         DataError: `benchmark.json` cannot be used.
     """
+    if folder.is_file():
+        return read_questions(folder)
+    if not (folder / HEAD).exists() and (folder / "queries.jsonl").is_file() and (folder / "corpus.jsonl").is_file():
+        return read_qrels(folder)
     head = _head(folder)
     up = folder.resolve().parent
     root = (folder / head.get("root", "..")).resolve()
@@ -102,7 +111,10 @@ def _head(folder: Path) -> dict[str, Any]:
     try:
         head = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: a benchmark is a folder with a {HEAD}") from None
+        raise DataError(
+            f"{path} does not exist: a benchmark is a folder with a {HEAD}, a folder with "
+            "queries.jsonl, corpus.jsonl and qrels/test.tsv, or a file of JSON lines"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     _expect(isinstance(head, dict), f"{path} must hold an object")

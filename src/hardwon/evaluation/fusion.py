@@ -11,8 +11,9 @@ from rich.table import Table
 from hardwon import metrics
 from hardwon.errors import RecipeError
 from hardwon.evaluation.compare import rendered
+from hardwon.evaluation.ranking import heads_of
 from hardwon.evaluation.result import DRAWS, SEED
-from hardwon.evaluation.run import encoded, heads_of
+from hardwon.evaluation.run import prepared
 from hardwon.evaluation.task import Benchmark
 from hardwon.items import Item
 from hardwon.metrics import Interval
@@ -87,7 +88,7 @@ class Held:
     def read(cls, encoder: Encoder, reranker: Scorer | ListScorer, benchmark: Benchmark, depth: int) -> "Held":
         """Ask both models."""
         tasks, queries, heads = [], [], []
-        for ready in encoded(encoder, benchmark, None, progress=True)[0]:
+        for ready in prepared(encoder, benchmark):
             for head in heads_of(ready, depth):
                 tasks.append(ready.task.name)
                 queries.append(ready.task.queries[head.row])

@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from hardwon import metrics
-from hardwon.artifacts import plain
+from hardwon.artifacts import fingerprint, plain
 from hardwon.errors import ArtifactError, RecipeError, unknown
 from hardwon.evaluation.compare import Comparison, differences, rendered
 from hardwon.evaluation.result import DRAWS, GROUPS, SEED, TaskResult, checked_fields, percent
 from hardwon.metrics import Interval
 
-_FORMAT = 1
+_FORMAT, _FORMATS = 2, (1, 2)  # written, and read
 _TIES_WORTH_SAYING = 0.01
 
 
@@ -28,7 +29,7 @@ class Report:
         tasks: names of all its tasks, asked or not.
         label: what to call the model in tables.
         results: one for each task that was asked.
-        made: versions, hardware, time, reranker, seconds.
+        made: what the model is (see `described`), reranker, versions, hash of the code, hardware, time, seconds.
     """
 
     model: str
@@ -54,6 +55,29 @@ class Report:
         """Tasks of the benchmark without a result."""
         done = {result.name for result in self.results}
         return tuple(name for name in self.tasks if name not in done)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why a task could not be asked, by its name; tasks that nobody asked for are not among them."""
+        return dict(self.made.get("failed", {}))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of what made the numbers, 32 hexadecimal digits.
+
+        It covers weights, prompts, pre-processing, number format and device of the models, the revision of the data, the
+        version of the code and of the packages under it; neither time nor label nor the machine's name plays a part.
+        """
+        about = {name: self.made.get(name) for name in ("model", "rerank", "code", "versions")}
+        return fingerprint([self.model, self.revision, [result.name for result in self.results], about])
+
+    def about(self) -> str:
+        """One line: the fingerprint and what stands behind it."""
+        model = self.made.get("model") or {}
+        where = " on ".join(["+".join(model.get("dtype", ())), model["device"]]) if "device" in model else ""
+        parts = [f"fingerprint {self.fingerprint[:12]}", f"model {self.model[:12]}", f"data {self.revision[:12]}"]
+        code = str(self.made.get("code", ""))[:12]
+        return ", ".join([*parts, *([f"code {code}"] if code else []), *([where] if where else [])])
 
     def result(self, task: str) -> TaskResult:
         """The result of one task. Raises RecipeError when there is none of that name."""
@@ -133,8 +157,9 @@ class Report:
     def from_json(cls, row: Any) -> "Report":
         """The report that `to_json` wrote. Raises ArtifactError for anything else, naming what is wrong."""
         checked_fields(row, [*(f.name for f in fields(cls)), "format"], "a report")
-        if row["format"] != _FORMAT:
-            raise ArtifactError(f"a report of format {row['format']!r}; this version reads format {_FORMAT}")
+        if row["format"] not in _FORMATS:
+            known = " and ".join(map(str, _FORMATS))
+            raise ArtifactError(f"a report of format {row['format']!r}; this version reads formats {known}")
         for name in ("model", "benchmark", "revision", "label"):
             if not isinstance(row[name], str):
                 raise ArtifactError(f"{name} of a report must be a string, got {row[name]!r}")
@@ -189,7 +214,7 @@ def _same_questions(reports: Sequence[Report]) -> None:
 def _table(reports: Sequence[Report], columns: Mapping[str, Report]) -> Table:
     first = reports[0]
     title = f"{first.benchmark} {first.revision[:12]}, hit@1 in %, 95 % intervals over queries"
-    made = Table(title=title, caption=_notes(columns), caption_justify="left")
+    made = Table(title=title, caption=escape(_notes(columns)), caption_justify="left")
     made.add_column("data set")
     for heading in ("queries", "candidates", "chance", *columns):
         made.add_column(heading, justify="right")
@@ -209,17 +234,26 @@ def _table(reports: Sequence[Report], columns: Mapping[str, Report]) -> Table:
     return made
 
 
-def _notes(columns: Mapping[str, Report]) -> str | None:
+def _notes(columns: Mapping[str, Report]) -> str:
     """What a reader must know before believing a column."""
     notes = []
     for label, report in columns.items():
+        notes.append(f"{label}: {report.about()}")
         if report.missing:
             notes.append(f"{label}: no means, {report._gap()}")
-        tied = [result.name for result in report.results if result.tied > _TIES_WORTH_SAYING]
-        if tied:
-            share = sum(result.tied for result in report.results) / len(report.results)
-            notes.append(f"{label}: gold ties with other candidates for {100 * share:.1f} % of queries ({_listed(tied)})")
-    return "\n".join(notes) or None
+        notes += [f"{label}: missing: {reason}" for reason in report.failed.values()]
+        notes.append(_ties(label, report))
+    return "\n".join(notes)
+
+
+def _ties(label: str, report: Report) -> str:
+    share = sum(result.tied for result in report.results) / len(report.results)
+    said = f"{label}: gold ties with other candidates for {100 * share:.1f} % of queries"
+    tied = [result.name for result in report.results if result.tied > _TIES_WORTH_SAYING]
+    if not tied:
+        return said
+    strict = sum(result.strict for result in report.results) / len(report.results)
+    return f"WARNING: {said} ({_listed(tied)}); were every tie lost, the mean would be {100 * strict:.1f} %"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 from rich.console import Group
 
+from hardwon.errors import OnError
 from hardwon.evaluation.compare import Comparison
 from hardwon.evaluation.report import Report
 from hardwon.evaluation.run import evaluate
 from hardwon.evaluation.task import Benchmark
-from hardwon.items import Item
+from hardwon.models import CachedEncoder
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.search.rescore import Rescorer
 
@@ -51,20 +52,6 @@ class Reranking:
         )
 
 
-class _Once:
-    """Encodes each item once for both reports."""
-
-    def __init__(self, encoder: Encoder):
-        self.encoder, self.fingerprint, self.dim = encoder, encoder.fingerprint, encoder.dim
-        self.vectors: dict[str, np.ndarray] = {}
-
-    def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
-        missing = {item.key: item for item in items if item.key not in self.vectors}
-        if missing:
-            self.vectors.update(zip(missing, self.encoder.encode(list(missing.values()), progress=progress), strict=True))
-        return np.stack([self.vectors[item.key] for item in items])
-
-
 def evaluate_reranking(
     encoder: Encoder,
     benchmark: Benchmark,
@@ -73,12 +60,16 @@ def evaluate_reranking(
     tasks: Sequence[str] | None = None,
     labels: tuple[str, str] = ("embedder", "embedder + reranker"),
     progress: bool = True,
+    store: Path | None = None,
+    on_error: OnError = "raise",
 ) -> Reranking:
     """Evaluate an embedder alone and with a reranker, and compare. Every item is encoded once.
 
     Arguments and errors as `evaluate`; `labels` names the embedder, and the embedder with the reranker.
     """
-    once = _Once(encoder)
-    alone = evaluate(once, benchmark, tasks=tasks, label=labels[0], progress=progress)
-    reranked = evaluate(once, benchmark, rerank=rerank, tasks=tasks, label=labels[1], progress=progress)
-    return Reranking(alone, reranked, reranked.diff(alone, partial=tasks is not None))
+    once = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder, store)
+    alone = evaluate(once, benchmark, tasks=tasks, label=labels[0], progress=progress, on_error=on_error)
+    # What could not be asked of the embedder cannot be reranked.
+    left = [result.name for result in alone.results] if alone.failed else tasks
+    reranked = evaluate(once, benchmark, rerank=rerank, tasks=left, label=labels[1], progress=progress, on_error=on_error)
+    return Reranking(alone, reranked, reranked.diff(alone, partial=left is not None))

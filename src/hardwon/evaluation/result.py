@@ -23,7 +23,16 @@ GROUPS = {
     "all": "all data sets",
 }
 
-_RANGES = {"hits": (0, 1), "ranks": (1, math.inf), "ties": (0, math.inf), "chance": (0, 1), "candidates": (1, math.inf)}
+_RANGES = {
+    "hits": (0, 1),
+    "ranks": (1, math.inf),
+    "ties": (0, math.inf),
+    "chance": (0, 1),
+    "candidates": (1, math.inf),
+    "worst": (1, math.inf),
+    "firsts": (0, math.inf),
+}
+_LATER = ("worst", "firsts")  # columns that reports of format 1 do not have
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class TaskResult:
         ties: candidates that are not gold and score the same as the best gold candidate.
         chance: mean hit at rank 1 that guessing gets.
         candidates: how many candidates a query searched; the mean, rounded, where queries differ.
+        worst: rank of the best gold candidate when every tie is broken against the model; empty in reports of format 1.
+        firsts: corpus position of what the model put first, of equals one that is not gold; empty in reports of format 1.
     """
 
     name: str
@@ -49,9 +60,12 @@ class TaskResult:
     ties: tuple[int, ...]
     chance: float
     candidates: int
+    worst: tuple[int, ...] = ()
+    firsts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         columns = {"hits": self.hits, "ranks": self.ranks, "ties": self.ties}
+        columns |= {name: values for name in _LATER if (values := getattr(self, name))}
         lengths = {name: len(values) for name, values in columns.items()}
         if not self.hits or len(set(lengths.values())) > 1:
             raise ArtifactError(f"task {self.name}: every column needs one value per query, got {lengths}")
@@ -99,6 +113,8 @@ class TaskResult:
     @classmethod
     def from_json(cls, row: Any) -> "TaskResult":
         """The result that `to_json` wrote. Raises ArtifactError for anything else."""
+        if isinstance(row, Mapping):
+            row = {name: [] for name in _LATER} | dict(row)
         checked_fields(row, [f.name for f in fields(cls)], "a task's result")
         heads = {name: row[name] for name in ("name", "meta_task", "distribution")}
         if not all(isinstance(value, str) for value in heads.values()):
@@ -109,7 +125,9 @@ class TaskResult:
         hits, ranks = _numbers(row, "hits", float), _numbers(row, "ranks", float)
         (chance,), (candidates,) = _numbers(row, "chance", float), _numbers(row, "candidates", int)
         ties = _numbers(row, "ties", int)
-        return cls(**heads, hits=hits, ranks=ranks, ties=ties, chance=chance, candidates=candidates)
+        worst, firsts = _numbers(row, "worst", int), _numbers(row, "firsts", int)
+        rest = {"chance": chance, "candidates": candidates, "worst": worst, "firsts": firsts}
+        return cls(**heads, hits=hits, ranks=ranks, ties=ties, **rest)
 
 
 def _numbers(row: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:

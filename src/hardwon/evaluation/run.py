@@ -1,59 +1,27 @@
 """`evaluate`: encode what is distinct once, rank every task, report."""
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from rich.markup import escape
 
-from hardwon import artifacts, metrics
-from hardwon.errors import ModelError, RecipeError, unknown
+from hardwon import artifacts
+from hardwon.distributed import World
+from hardwon.errors import HardwonError, ModelError, OnError, RecipeError, unknown
+from hardwon.evaluation.asked import in_order, placed
+from hardwon.evaluation.described import described
+from hardwon.evaluation.ranking import Ready, ranked
 from hardwon.evaluation.report import Report
-from hardwon.evaluation.result import TaskResult
-from hardwon.evaluation.task import Benchmark, Positions, Task
-from hardwon.items import Item
+from hardwon.evaluation.result import TaskResult, percent
+from hardwon.evaluation.task import Benchmark, Task, revision_of
+from hardwon.evaluation.vectors import Vectors
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
+from hardwon.progress import bar, console
 from hardwon.search.rerank import rescorer
-from hardwon.search.rescore import Rescored, Rescorer, rescored
-
-_QUERIES, _CORPUS = 512, 4096  # rows of a block of scores, and columns that are multiplied at a time
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A task with its vectors, and its items as numbers.
-
-    Attributes:
-        task: the task.
-        queries: a vector for each query.
-        corpus: a vector for each corpus entry.
-        shown: equal numbers where corpus entries show the same.
-        order: breaks ties at the depth of a reranker: by content, so that the order of the corpus plays no part.
-    """
-
-    task: Task
-    queries: Float[np.ndarray, "q d"]
-    corpus: Float[np.ndarray, "n d"]
-    shown: Int[np.ndarray, " n"]
-    order: Int[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Queries of a task that search the same candidates.
-
-    Attributes:
-        rows: which queries.
-        positions: which corpus entries.
-        scores: similarity of each query and candidate.
-    """
-
-    rows: Int[np.ndarray, " q"]
-    positions: Int[np.ndarray, " c"]
-    scores: Float[np.ndarray, "q c"]
+from hardwon.search.rescore import Rescored, Rescorer
 
 
 def evaluate(
@@ -64,61 +32,123 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     label: str = "",
     progress: bool = True,
+    store: Path | None = None,
+    on_error: OnError = "raise",
 ) -> Report:
     """Ask a model every query of a benchmark.
 
-    Each distinct item (`Item.key`) of all tasks is encoded exactly once, in one call, in an order that depends on the
-    items alone. Scores are computed in float64 and rounded to float32: candidates with equal vectors get equal scores
-    wherever they stand, and what is counted as a tie does not depend on the order of the corpus or on blocks.
+    Each distinct item (`Item.key`) of all tasks is encoded exactly once. The task with the fewest items goes first, and what
+    came of a task is shown as soon as it is known. Scores are computed in float64 and rounded to float32: candidates with
+    equal vectors get equal scores wherever they stand, and what is counted as a tie does not depend on the order of the
+    corpus or on blocks. With several processes (torch.distributed) the items are shared out, and all of them return the same
+    report, equal to that of one process.
 
     Args:
         encoder: the model.
-        benchmark: what to ask.
-        rerank: orders each query's best `depth` candidates anew; the others stay below them. A bare reranker is taken as
-            `Fused(reranker)`.
+        benchmark: what is asked; `sampled` makes a smaller one.
+        rerank: looks at the best `depth` candidates of every query once more. Its scores decide the order among them only;
+            all other candidates stay below them. A bare reranker is taken as `Fused(reranker)`.
         tasks: names of the tasks to ask, all when None. A report of some tasks refuses to give means.
         label: what to call the model in tables.
-        progress: whether to show progress bars.
+        progress: whether to show progress bars, and the result of each task when it is there.
+        store: folder where vectors are kept as they come, for later runs and for this one if it is killed.
+        on_error: "skip" goes on with the other tasks where one cannot be asked; the report says what is missing and why.
 
     Raises:
-        ModelError: vectors or new scores that are not finite, of the wrong shape or (vectors) not of unit length; names
-            the task and the item.
+        BadItems: items that cannot be used, or whose vectors are not finite or not of unit length; names task and row of each.
+        ModelError: anything else that is wrong with the model or the reranker; names the task.
         RecipeError: a task that the benchmark does not have; a reranker of depth 0.
     """
     rerank = None if rerank is None else rescorer(rerank)
     if rerank is not None and rerank.depth < 1:
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
     start = time.perf_counter()
-    ready, distinct = encoded(encoder, benchmark, tasks, progress)
-    between = time.perf_counter()
-    found = [_evaluated(task, rerank, progress) for task in ready]
-    results = tuple(result for result, _ in found)
+    failed: dict[str, str] = {}
+    keyed = in_order(_chosen(benchmark, tasks), on_error, failed)
+    world = World.current()
+    vectors = Vectors(encoder, store, world)
+    distinct = {key for task in keyed for key in task.items if key not in vectors.cached.store.rows}
+    shown = progress and world.first
+    results: dict[str, TaskResult] = {}
+    read: list[Rescored] = []
+    clock = _Clock()
+    with bar(f"encoding {benchmark.name}", len(distinct), "items", shown=shown and bool(distinct)) as advance:
+        for number, asked in enumerate(keyed, 1):
+            try:
+                with clock.on("encoding"):
+                    vectors.add(asked.items, advance)
+                with clock.on("ranking"):
+                    results[asked.task.name], reading = ranked(Ready.of(asked, vectors), rerank, shown, world)
+                    read += [reading] if reading is not None else []
+            except HardwonError as error:
+                reason = placed(asked.task, error)
+                if on_error == "raise":
+                    raise reason from error
+                failed[asked.task.name] = str(reason)
+            if shown:
+                _say(asked.task.name, results, failed, f"{number} of {len(keyed)}")
+    if not results:
+        raise ModelError("no task could be asked:\n" + "\n".join(failed.values()))
     made = artifacts.environment() | {
-        "rerank": None if rerank is None else _told(rerank, [read for _, read in found if read is not None]),
-        "items_encoded": distinct,
-        "seconds_encoding": round(between - start, 3),
-        "seconds_ranking": round(time.perf_counter() - between, 3),
+        "model": described(vectors.cached.encoder),
+        "rerank": None if rerank is None else _told(rerank, read),
+        "failed": failed,
+        "items": len({key for task in keyed for key in task.items}),
+        "items_encoded": vectors.encoded,
+        "processes": world.size,
+        "seconds_encoding": round(clock.spent["encoding"], 3),
+        "seconds_ranking": round(clock.spent["ranking"], 3),
+        "seconds": round(time.perf_counter() - start, 3),
     }
-    names = tuple(task.name for task in benchmark.tasks)
-    return Report(encoder.fingerprint, benchmark.name, benchmark.revision, names, label, results, made)
+    return Report(
+        encoder.fingerprint,
+        benchmark.name,
+        revision_of(benchmark, [name for name in failed if name not in {task.task.name for task in keyed}]),
+        tuple(task.name for task in benchmark.tasks),
+        label,
+        tuple(results[task.name] for task in benchmark.tasks if task.name in results),
+        made,
+    )
+
+
+def prepared(encoder: Encoder, benchmark: Benchmark) -> list[Ready]:
+    """All tasks of a benchmark with their vectors; each distinct item is encoded once."""
+    keyed, world = in_order(benchmark.tasks, "raise", {}), World.current()
+    vectors = Vectors(encoder, None, world)
+    distinct = {key for task in keyed for key in task.items if key not in vectors.cached.store.rows}
+    with bar(f"encoding {benchmark.name}", len(distinct), "items", shown=world.first and bool(distinct)) as advance:
+        for asked in keyed:
+            vectors.add(asked.items, advance)
+    return [Ready.of(asked, vectors) for asked in keyed]
+
+
+class _Clock:
+    """Seconds by kind of work."""
+
+    def __init__(self):
+        self.spent = {"encoding": 0.0, "ranking": 0.0}
+
+    @contextlib.contextmanager
+    def on(self, work: str) -> Iterator[None]:
+        """Count the block as this work."""
+        start = time.perf_counter()
+        yield
+        self.spent[work] += time.perf_counter() - start
 
 
 def _told(rerank: Rescorer, read: Sequence[Rescored]) -> dict[str, Any]:
     """What a report says of a reranker: what it is, and how much of it was needed."""
     asked = sum(len(task.read) for task in read)
     counts = {"pairs": sum(task.pairs for task in read), "queries_read": sum(task.queries for task in read), "queries": asked}
-    return {"type": type(rerank).__name__, "depth": rerank.depth} | counts
+    return described(rerank) | counts
 
 
-def encoded(encoder: Encoder, benchmark: Benchmark, tasks: Sequence[str] | None, progress: bool) -> tuple[list[Ready], int]:
-    """Tasks with their vectors, and how many distinct items were encoded for them: each once, in one call."""
-    chosen = _chosen(benchmark, tasks)
-    distinct = {item.key: item for task in chosen for item in (*task.queries, *task.corpus)}
-    keys = sorted(distinct)
-    vectors = encoder.encode([distinct[key] for key in keys], progress=f"encoding {benchmark.name}" if progress else "")
-    _check_vectors(vectors, [distinct[key] for key in keys], encoder.dim, chosen)
-    place = {key: n for n, key in enumerate(keys)}
-    return [_ready(task, place, vectors) for task in chosen], len(keys)
+def _say(name: str, results: Mapping[str, TaskResult], failed: Mapping[str, str], count: str) -> None:
+    if name in failed:
+        console().print(f"   [red]{escape(name)} failed[/]: {escape(failed[name])} [dim]({count})[/]")
+    else:
+        result = results[name]
+        console().print(f"   {escape(name)} {percent(result.interval())} [dim]hit@1 of {result.queries} queries ({count})[/]")
 
 
 def _chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
@@ -129,150 +159,3 @@ def _chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
         if name not in valid:
             raise RecipeError(unknown(f"task of {benchmark.name}", name, valid))
     return [task for task in benchmark.tasks if names is None or task.name in names]
-
-
-def _check_vectors(vectors: np.ndarray, items: Sequence[Item], dim: int, tasks: Sequence[Task]) -> None:
-    if vectors.shape != (len(items), dim):
-        raise ModelError(f"the model gives an array of shape {vectors.shape} for {len(items)} items, not {(len(items), dim)}")
-    with np.errstate(over="ignore"):
-        lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-3))
-    if len(wrong):
-        item = items[int(wrong[0])]
-        name = next(task.name for task in tasks if any(item.key == other.key for other in (*task.queries, *task.corpus)))
-        length = lengths[wrong[0]]
-        what = f"have length {length:.4g} instead of 1" if np.isfinite(length) else "are not finite"
-        raise ModelError(f"task {name}: {len(wrong)} vectors of the model {what}, first for {_shown(item)}")
-
-
-def _shown(item: Item) -> str:
-    return repr(item.text[:60]) if item.text else f"picture {item.key[:12]}"
-
-
-def _ready(task: Task, place: dict[str, int], vectors: Float[np.ndarray, "n d"]) -> Ready:
-    keys = [item.key for item in task.corpus]
-    contents: dict[str, int] = {}
-    shown = np.array([contents.setdefault(item.content, len(contents)) for item in task.corpus])
-    queries = vectors[[place[item.key] for item in task.queries]]
-    order = np.unique(keys, return_inverse=True)[1]
-    return Ready(task, queries, vectors[[place[key] for key in keys]], shown, order)
-
-
-def _evaluated(ready: Ready, rerank: Rescorer | None, progress: bool) -> tuple[TaskResult, Rescored | None]:
-    levels, read = None, None
-    if rerank is not None:
-        levels, read = _reranked(ready, rerank, f"reranking {ready.task.name}" if progress else "")
-    found: list[tuple[np.ndarray, metrics.Ranking]] = []
-    for block in _blocks(ready):
-        scores = block.scores if levels is None else _adjusted(block, levels)
-        gold = torch.from_numpy(_gold(ready, block))
-        found.append((block.rows, metrics.rank(torch.from_numpy(scores), gold, torch.ones_like(gold))))
-    rows = np.argsort(np.concatenate([rows for rows, _ in found]))
-
-    def column(values: Sequence[torch.Tensor]) -> tuple:
-        return tuple(torch.cat(list(values))[rows].tolist())
-
-    rankings = [ranking for _, ranking in found]
-    result = TaskResult(
-        ready.task.name,
-        ready.task.meta_task,
-        ready.task.distribution,
-        hits=column([r.hit() for r in rankings]),
-        ranks=column([r.rank() for r in rankings]),
-        ties=column([r.others_tied for r in rankings]),
-        chance=float(torch.cat([r.chance() for r in rankings]).mean()),
-        candidates=round(float(torch.cat([r.offered for r in rankings]).double().mean())),
-    )
-    return result, read
-
-
-def _blocks(ready: Ready) -> Iterator[_Block]:
-    """Scores of all queries, those that search the same candidates together: no padding, and one product for many."""
-    whole = tuple(range(len(ready.corpus)))
-    groups: dict[Positions, list[int]] = {}
-    for row in range(len(ready.queries)):
-        groups.setdefault(ready.task.candidates[row] if ready.task.candidates is not None else whole, []).append(row)
-    for searched, rows in groups.items():
-        positions = np.array(searched)
-        corpus = ready.corpus if searched == whole else ready.corpus[positions]
-        for start in range(0, len(rows), _QUERIES):
-            block = np.array(rows[start : start + _QUERIES])
-            yield _Block(block, positions, _similarity(ready.queries[block], corpus))
-
-
-def _similarity(queries: Float[np.ndarray, "q d"], corpus: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "q c"]:
-    exact = queries.astype(np.float64)
-    made = np.empty((len(queries), len(corpus)), dtype=np.float32)
-    for start in range(0, len(corpus), _CORPUS):
-        part = slice(start, start + _CORPUS)
-        made[:, part] = exact @ corpus[part].astype(np.float64).T
-    return made
-
-
-def _gold(ready: Ready, block: _Block) -> Bool[np.ndarray, "q c"]:
-    """Gold, and candidates that show the same as gold."""
-    shown = ready.shown[block.positions]
-    return np.stack([np.isin(shown, ready.shown[list(ready.task.gold[row])]) for row in block.rows])
-
-
-def _best(ready: Ready, block: _Block, depth: int) -> Int[np.ndarray, "q k"]:
-    """Columns of the block with the highest scores, best first; ties by content."""
-    order = np.broadcast_to(ready.order[block.positions], block.scores.shape)
-    return np.lexsort((order, -block.scores), axis=-1)[:, :depth]
-
-
-Levels = dict[int, tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Head:
-    """The best candidates of a query, best first.
-
-    Attributes:
-        row: which query of the task.
-        columns: which of the positions that the query searches.
-        items: the candidates.
-        scores: their similarities.
-        gold: which of them count as gold.
-    """
-
-    row: int
-    columns: Int[np.ndarray, " k"]
-    items: tuple[Item, ...]
-    scores: Float[np.ndarray, " k"]
-    gold: Bool[np.ndarray, " k"]
-
-
-def heads_of(ready: Ready, depth: int) -> list[Head]:
-    """The best `depth` candidates of every query of a task: what a reranker is shown."""
-    made = []
-    for block in _blocks(ready):
-        best, gold = _best(ready, block, depth), _gold(ready, block)
-        for line, (row, columns) in enumerate(zip(block.rows.tolist(), best, strict=True)):
-            items = tuple(ready.task.corpus[n] for n in block.positions[columns])
-            made.append(Head(row, columns, items, block.scores[line, columns], gold[line, columns]))
-    return sorted(made, key=lambda head: head.row)
-
-
-def _reranked(ready: Ready, rerank: Rescorer, progress: str) -> tuple[Levels, Rescored]:
-    """For each query the columns of its best candidates and their places by the new scores, 0 the lowest; ties stay ties."""
-    heads = heads_of(ready, rerank.depth)
-    new = rescored(
-        rerank,
-        [ready.task.queries[head.row] for head in heads],
-        [head.items for head in heads],
-        [head.scores for head in heads],
-        progress=progress,
-        where=f"task {ready.task.name}: ",
-    )
-    places = [np.unique(values, return_inverse=True)[1] for values in new.scores]
-    return {head.row: (head.columns, levels) for head, levels in zip(heads, places, strict=True)}, new
-
-
-def _adjusted(block: _Block, levels: Levels) -> Float[np.ndarray, "q c"]:
-    """Scores that order the best candidates by their new places, all of them above the others, which keep their scores."""
-    made = block.scores.copy()
-    for line, row in enumerate(block.rows.tolist()):
-        columns, places = levels[row]
-        made[line, columns] = 2 + places  # similarities do not reach 2
-    return made

@@ -89,8 +89,13 @@ class Benchmark:
         That is the contents of all items (pictures included), gold and candidates. Neither the benchmark's name nor the
         order of tasks or candidates plays a part, nor do the names of picture files.
         """
-        digests = sorted(_digest(task) for task in self.tasks)
-        return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+        return revision_of(self)
+
+
+def revision_of(benchmark: Benchmark, unreadable: Sequence[str] = ()) -> str:
+    """The revision of a benchmark; tasks that cannot be read count by their name alone, so that it is another revision."""
+    digests = sorted(f"unreadable {task.name}" if task.name in unreadable else _digest(task) for task in benchmark.tasks)
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def _digest(task: Task) -> str:

@@ -1,7 +1,7 @@
 """An encoder that remembers: each distinct item is embedded once per model, over all stages of a workspace."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,33 @@ class CachedEncoder:
         self.fingerprint, self.dim = encoder.fingerprint, encoder.dim
         self.store = Store(None if folder is None else folder / f"vectors-{self.fingerprint}")
 
+    def missing(self, items: Iterable[Item]) -> dict[str, Item]:
+        """The distinct items that have no vector yet, by key.
+
+        Raises:
+            BadItems: items among them that this model cannot use, before anything is computed; names them all.
+        """
+        found = {key: item for key, item in ((item.key, item) for item in items) if key not in self.store.rows}
+        if isinstance(self.encoder, Embedder):
+            refuse(self.encoder.body, found.values())
+        return found
+
+    def keep(self, keys: Sequence[str], vectors: np.ndarray) -> None:
+        """Remember vectors that the encoder gave."""
+        self.store.add(list(keys), torch.from_numpy(vectors))
+
+    def known(self, keys: Sequence[str]) -> np.ndarray:
+        """Vectors [n d] of items that are not missing, by their keys."""
+        if not keys:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return np.stack([self.store.rows[key].numpy() for key in keys])
+
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """As `Encoder.encode`."""
-        keys = [item.key for item in items]
-        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self.store.rows}
-        if isinstance(self.encoder, Embedder):
-            refuse(self.encoder.body, missing.values())  # all of them, before anything is computed
+        missing = self.missing(items)
         with bar(progress, len(missing), "items", shown=bool(progress and missing)) as advance:
             for start in range(0, len(missing), CHUNK):
                 chunk = dict(itertools.islice(missing.items(), start, start + CHUNK))
-                self.store.add(list(chunk), torch.from_numpy(self.encoder.encode(list(chunk.values()))))
+                self.keep(list(chunk), self.encoder.encode(list(chunk.values())))
                 advance(len(chunk))
-        return np.stack([self.store.rows[key].numpy() for key in keys]) if keys else np.zeros((0, self.dim), dtype=np.float32)
+        return self.known([item.key for item in items])

@@ -111,8 +111,8 @@ class Embedder:
         Where memory runs out, batches get smaller; the vectors are the same.
 
         Raises:
-            BadItems: items that cannot be used, before anything is computed; names them all.
-            ModelError: vectors that are not finite, or an item too large for memory; names it.
+            BadItems: items that cannot be used, before anything is computed, or whose vectors are not finite; names them all.
+            ModelError: an item too large for memory; names it.
         """
         return outputs(self, items, (self.dim,), doing="encoding", unit="items", progress=progress)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hardwon.errors import ModelError
+from hardwon.errors import BadItem, BadItems, ModelError
 from hardwon.items import Item
 from hardwon.models.memory import Room
 from hardwon.models.preflight import decoding, refuse
@@ -32,8 +32,8 @@ def outputs(
         progress: name of the work in a bar; "" shows none.
 
     Raises:
-        BadItems: items that cannot be used, before anything is computed; names them all.
-        ModelError: a row that cannot be read, is too large for memory, or whose output is not finite; names it.
+        BadItems: items that cannot be used, before anything is computed, or whose output is not finite; names them all.
+        ModelError: a row that cannot be read, is too large for memory, or (a pair) whose output is not finite; names it.
     """
     refuse(model.body, [item for row in rows for item in _items(row)])
     keys = [tuple(item.key for item in _items(row)) for row in rows]
@@ -55,6 +55,9 @@ def outputs(
     room.tell(f"memory ran out while {doing}: went on with chunks of {room.tokens} tokens, which gives the same numbers")
     finite = np.isfinite(made).all(axis=tuple(range(1, made.ndim)))
     if not finite.all():
+        wrong = [distinct[n] for n in np.flatnonzero(~finite)]
+        if all(isinstance(row, Item) for row in wrong):
+            raise BadItems([BadItem(item, "the model gives numbers that are not finite") for item in wrong], str(len(distinct)))
         raise ModelError(f"the model gives numbers that are not finite, first for {model.name(distinct[int(finite.argmin())])}")
     return made[[place[key] for key in keys]]
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from hardwon.models.precision import Precision
 from hardwon.progress import console
 from hardwon.search import Fused, Index
 from hardwon.stages.base import Workspace
+from hardwon.stages.evaluating import SOURCE, source
 from hardwon.stages.learn import features, load_encoder, load_examples
 
 
@@ -79,6 +80,7 @@ class Evaluate:
             report = found.reranked
         else:
             report = evaluate(embedder, benchmark, label=label)
+        report = replace(report, made=report.made | {SOURCE: source(str(workspace.path(self.benchmark)))})
         write_json(draft.path / "report.json", report.to_json())
         mean = report.mean()
         draft.stats["mean"] = mean.mean

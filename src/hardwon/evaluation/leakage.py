@@ -1,0 +1,189 @@
+"""What a benchmark asks and the training data holds already: the same items, near copies of pictures, near copies of texts."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hardwon.errors import BadMedia
+from hardwon.evaluation.fingers import Pictures, Texts, look, normal
+from hardwon.evaluation.task import Benchmark
+from hardwon.items import Example, Item, Picture, picture_key
+from hardwon.progress import bar
+
+WORDS = 4  # a text of fewer words is a label: that training knows it is no leak
+ROWS = 5  # training rows that are named
+
+Kind = Literal["exact", "picture", "text"]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """An item of the benchmark that the training data holds.
+
+    Attributes:
+        task: name of the data set.
+        part: "query" or "corpus".
+        row: number of the query or of the corpus entry.
+        item: what it is, in a few words.
+        kind: "exact": the same content; "picture": a picture of it, perhaps encoded or resized again; "text": nearly the
+            same words.
+        training: numbers of training examples that hold it, the first few.
+    """
+
+    task: str
+    part: str
+    row: int
+    item: str
+    kind: Kind
+    training: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What was found.
+
+    Attributes:
+        found: every leak, by task, part and row.
+        looked: items of the benchmark that were looked for, by task and part.
+        unreadable: pictures, of training data and benchmark, that could not be looked at.
+    """
+
+    found: tuple[Leak, ...]
+    looked: dict[str, int]
+    unreadable: int
+
+    def counts(self) -> dict[str, Any]:
+        """How many were found, by task, part and kind, and how many were looked for."""
+        found = Counter(f"{leak.task}, {leak.part}, {leak.kind}" for leak in self.found)
+        return {"found": dict(sorted(found.items())), "looked for": self.looked, "unreadable pictures": self.unreadable}
+
+    def to_json(self) -> dict[str, Any]:
+        """All leaks and the counts."""
+        return {**self.counts(), "leaks": [asdict(leak) for leak in self.found]}
+
+    def __str__(self) -> str:
+        if not self.found:
+            return f"no leak: none of {sum(self.looked.values()):,} items is in the training data"
+        lines = [f"{len(self.found):,} of {sum(self.looked.values()):,} items are in the training data:"]
+        lines += [f"   {name}: {count:,}" for name, count in self.counts()["found"].items()]
+        return "\n".join(lines)
+
+
+def leakage(examples: Sequence[Example], benchmark: Benchmark, *, progress: bool = True) -> Leaks:
+    """Find what a benchmark asks that the training data holds.
+
+    An item with pictures leaks when one of its pictures does, whatever its words: the same question about another picture is
+    no leak. A text alone leaks when training holds nearly the same text alone; labels (texts of fewer than `WORDS` words) are
+    left out, and so are instructions.
+
+    Args:
+        examples: training data; queries and all candidates are looked at.
+        benchmark: queries and corpora are looked at.
+        progress: whether to show a bar.
+    """
+    known = _Training(examples, progress)
+    asked = [
+        (task.name, part, row, item)
+        for task in benchmark.tasks
+        for part, items in (("query", task.queries), ("corpus", task.corpus))
+        for row, item in enumerate(items)
+        if item.pictures or _words(item) >= WORDS
+    ]
+    looks = _looks((picture for *_, item in asked for picture in item.pictures), "looking at the benchmark", progress)
+    copies = known.copies(looks.seen)
+    found = []
+    with bar("looking for leaks", len(asked), "items", shown=progress) as advance:
+        for task, part, row, item in asked:
+            kind, rows = known.find(item, [copies.get(key, ()) for key in map(_picture, item.pictures)])
+            if kind is not None:
+                found.append(Leak(task, part, row, item.label, kind, tuple(sorted(rows)[:ROWS])))
+            advance()
+    looked = Counter(f"{task}, {part}" for task, part, *_ in asked)
+    return Leaks(tuple(found), dict(sorted(looked.items())), looks.unreadable + known.unreadable)
+
+
+def _words(item: Item) -> int:
+    return len(normal(item.text).split())
+
+
+def _picture(picture: Picture) -> str:
+    """Content hash of a picture; "" of one that is not there."""
+    try:
+        return picture_key(picture)
+    except BadMedia:
+        return ""
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Thumbnails of distinct pictures by content hash, and how many could not be read."""
+
+    seen: dict[str, np.ndarray]
+    unreadable: int
+
+
+def _looks(pictures: Iterable[Picture], what: str, progress: bool) -> _Looks:
+    distinct: dict[str, Picture] = {}
+    missing = 0
+    for picture in pictures:
+        key = _picture(picture)
+        missing += not key
+        if key:
+            distinct.setdefault(key, picture)
+    seen = {}
+    with bar(what, len(distinct), "pictures", shown=progress and bool(distinct)) as advance:
+        for key, picture in distinct.items():
+            try:
+                seen[key] = look(picture)
+            except BadMedia:
+                missing += 1
+            advance()
+    return _Looks(seen, missing)
+
+
+class _Training:
+    """Everything that training examples hold, ready to be searched."""
+
+    def __init__(self, examples: Sequence[Example], progress: bool):
+        self.contents: dict[str, set[int]] = defaultdict(set)
+        self.pictures: dict[str, set[int]] = defaultdict(set)
+        self.texts: dict[str, set[int]] = defaultdict(set)
+        some: list[Picture] = []
+        for row, example in enumerate(examples):
+            for item in (example.query, *(candidate.item for candidate in example.candidates)):
+                keys = [_picture(picture) for picture in item.pictures]
+                some += item.pictures
+                for key in keys:
+                    self.pictures[key].add(row)
+                if all(keys):
+                    self.contents[item.content].add(row)
+                if not keys and _words(item) >= WORDS:
+                    self.texts[normal(item.text)].add(row)
+        looks = _looks(some, "looking at the training data", progress)
+        self.seen, self.unreadable = list(looks.seen), looks.unreadable
+        self.near = Pictures(np.stack(list(looks.seen.values()))) if looks.seen else None
+        self.words = list(self.texts)
+        self.similar = Texts(self.words)
+
+    def copies(self, looks: dict[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+        """For each picture that was looked at the training pictures that show the same."""
+        if self.near is None or not looks:
+            return {}
+        found = self.near.find(np.stack(list(looks.values())))
+        return {key: tuple(self.seen[n] for n in rows) for key, rows in zip(looks, found, strict=True)}
+
+    def find(self, item: Item, copies: Sequence[Sequence[str]]) -> tuple[Kind | None, set[int]]:
+        """How training holds an item, and in which rows; None if it does not."""
+        keys = [_picture(picture) for picture in item.pictures]
+        if all(keys) and (rows := self.contents.get(item.content)):
+            return "exact", rows
+        shown = [key for key in (*keys, *(copy for some in copies for copy in some)) if key in self.pictures and key]
+        if shown:
+            return "picture", {row for key in shown for row in self.pictures[key]}
+        if keys or not self.words:
+            return None, set()
+        near = self.similar.find(normal(item.text))
+        return ("text", {row for n in near for row in self.texts[self.words[n]]}) if near else (None, set())

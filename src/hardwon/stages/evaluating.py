@@ -1,0 +1,170 @@
+"""`hardwon evaluate MODEL BENCHMARK`: one model on one benchmark, without a recipe."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hardwon.artifacts import MANIFEST, write_json
+from hardwon.data import read
+from hardwon.distributed import World
+from hardwon.errors import ArtifactError, OnError, RecipeError
+from hardwon.evaluation import Benchmark, Report, cost_of_sample, evaluate, leakage, load_benchmark, sampled
+from hardwon.models import Embedder, Reranker
+from hardwon.models.precision import Precision
+from hardwon.progress import console
+from hardwon.search import Fused
+
+SOURCE = "source"  # in `Report.made`: where the benchmark lies, so that its queries can be shown later
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and how.
+
+    Attributes:
+        model: folder of an embedder, a stage's folder that holds one, or a name on the hub.
+        benchmark: what `load_benchmark` takes.
+        root: folder of the benchmark's data, if `load_benchmark` needs one.
+        rerank: folder or name of a reranker; none if empty.
+        depth: candidates per query that the reranker reads.
+        weight: of the reranker's log-odds beside the cosine.
+        precision: of the reranker.
+        tasks: data sets to ask; all if empty.
+        budget: queries to ask in all; all of them if 0.
+        seed: of the budget's draw.
+        device: "cpu", "cuda" ...; the best there is if None.
+        label: what the model is called in tables; its folder's name if empty.
+        on_error: whether the other data sets are asked where one cannot be.
+        leaks: training data that is looked through for what the benchmark asks; none if empty.
+    """
+
+    model: str
+    benchmark: str
+    root: Path | None = None
+    rerank: str = ""
+    depth: int = 10
+    weight: float = 0.05
+    precision: Precision = "fp32"
+    tasks: tuple[str, ...] = ()
+    budget: int = 0
+    seed: int = 0
+    device: str | None = None
+    label: str = ""
+    on_error: OnError = "raise"
+    leaks: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        path = Path(self.model)
+        return self.label or (path.parent.name if path.name == "model" and path.parent.name else path.name)
+
+    @property
+    def home(self) -> Path:
+        """The report if no other place is named."""
+        parts = (self.name, *(("reranked",) if self.rerank else ()), Path(self.benchmark).stem)
+        return Path("runs/evaluations") / ("-".join(parts) + ".json")
+
+    def run(self, out: Path | None, cache: Path | None) -> Report:
+        """Ask, and write the report.
+
+        Args:
+            out: the JSON file; `home` if None.
+            cache: folder of vectors; "features" beside the report if None.
+        """
+        out = out or self.home
+        whole = load_benchmark(self.benchmark, self.root)
+        benchmark = sampled(whole, self.budget, seed=self.seed) if self.budget else whole
+        found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
+        store = cache or out.parent / "features"
+        report = evaluate(
+            Embedder.load(model_folder(self.model), device=self.device, vision_cache=store),
+            benchmark,
+            rerank=self._reranker(store) if self.rerank else None,
+            tasks=self.tasks or None,
+            label=self.name,
+            store=store,
+            on_error=self.on_error,
+        )
+        more: dict[str, Any] = {SOURCE: source(self.benchmark, self.root, self.budget, self.seed)}
+        if self.budget:
+            more["sample"] = cost_of_sample(report, whole)
+        if found is not None:
+            more["leaks"] = {"training data": self.leaks, **found.counts()}
+        report = replace(report, made=report.made | more)
+        if World.current().first:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, report.to_json())
+            if found is not None:
+                write_json(out.with_suffix(".leaks.json"), found.to_json())
+                console().print(f"{found}\n   all of them are listed in {out.with_suffix('.leaks.json')}", markup=False)
+        return report
+
+    def _reranker(self, store: Path) -> Fused:
+        folder = model_folder(self.rerank)
+        reranker = Reranker.load(folder, device=self.device, vision_cache=store, precision=self.precision)
+        return Fused(reranker, self.depth, self.weight)
+
+
+def source(benchmark: str, root: Path | None = None, budget: int = 0, seed: int = 0) -> dict[str, Any]:
+    """Where a benchmark lies and what was asked of it, as `benchmark_of` takes it."""
+    path = Path(benchmark)
+    where = str(path.resolve()) if path.exists() else benchmark
+    return {"benchmark": where, "root": None if root is None else str(root.resolve()), "budget": budget, "seed": seed}
+
+
+def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | None = None) -> Benchmark:
+    """The benchmark that reports are about, exactly as it was asked.
+
+    Args:
+        reports: of one revision.
+        benchmark: what `load_benchmark` takes; what a report says if empty.
+        root: as of `load_benchmark`.
+
+    Raises:
+        ArtifactError: no report says where it lies, or what lies there is another revision.
+    """
+    told = [report.made[SOURCE] for report in reports if SOURCE in report.made]
+    given = dict(told[0]) if told else {"root": None, "budget": 0, "seed": 0}
+    if not benchmark and not told:
+        raise ArtifactError("the reports do not say where the benchmark lies: name it with --benchmark")
+    if benchmark:
+        given |= {"benchmark": benchmark, "root": None if root is None else str(root)}
+    found = load_benchmark(given["benchmark"], None if given["root"] is None else Path(given["root"]))
+    if given["budget"]:
+        found = sampled(found, given["budget"], seed=given["seed"])
+    if found.revision != reports[0].revision:
+        raise ArtifactError(
+            f"{given['benchmark']} is {found.name} {found.revision[:12]}, but the reports are about "
+            f"{reports[0].benchmark} {reports[0].revision[:12]}: name the benchmark that was asked with --benchmark"
+        )
+    return found
+
+
+def model_folder(name: str) -> Path | str:
+    """A model's folder or name; of a stage's folder the model in it."""
+    path = Path(name)
+    if (path / MANIFEST).is_file() and (path / "model").is_dir():
+        return path / "model"
+    return path if path.exists() else name
+
+
+def read_report(path: Path) -> Report:
+    """A report from its file, or from the folder of a stage that evaluated.
+
+    Raises:
+        ArtifactError: nothing there, or no report.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read ({error.strerror or error}): `hardwon evaluate` writes reports") from error
+    except ValueError as error:
+        raise ArtifactError(f"{file} is no report: not JSON ({error})") from error
+    try:
+        return Report.from_json(row)
+    except (ArtifactError, RecipeError) as error:
+        raise ArtifactError(f"{file} is no report: {error}") from error

@@ -1,0 +1,151 @@
+"""`hardwon evaluate MODEL BENCHMARK` and `hardwon compare`, from the command line to the page."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from hardwon import cli
+from hardwon.evaluation import Benchmark, Report, Task, write_benchmark
+from hardwon.items import Candidate, Example, Item, write_examples
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hardwon", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "140")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def asked(pictures, tmp_path):
+    """A benchmark of pictures and words in a folder, beside its pictures."""
+    home = tmp_path / "data"
+    (home / "pictures").mkdir(parents=True)
+    kept = {}
+    for caption, path in pictures.items():
+        kept[caption] = home / "pictures" / path.name
+        kept[caption].write_bytes(path.read_bytes())
+    words, shown = [Item(text=caption) for caption in kept], [Item(images=(path,)) for path in kept.values()]
+    gold = tuple((n,) for n in range(len(words)))
+    tasks = (
+        Task("text_to_image", "retrieval", "ind", tuple(words), tuple(shown), gold),
+        Task("image_to_text", "classification", "ood", tuple(shown), tuple(words), gold),
+    )
+    write_benchmark(Benchmark("shapes", tasks), home / "bench")
+    return home / "bench"
+
+
+def report(path):
+    return Report.from_json(json.loads(path.read_text()))
+
+
+def test_a_model_is_evaluated_cached_and_compared(call, asked, tiny_vlm, vlm, tmp_path):
+    import torch
+
+    with torch.no_grad():
+        for weight in vlm.module.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    vlm.save(tmp_path / "other")
+    a, b = tmp_path / "a.json", tmp_path / "out" / "b.json"
+    code, out, err = call("evaluate", tiny_vlm, asked, "--out", a, "--label", "first", "--device", "cpu")
+    assert code == 0
+    assert "text_to_image" in err
+    assert "first: fingerprint" in " ".join(out.split())
+    assert report(a).made["items_encoded"] == 40
+    assert report(a).made["source"]["benchmark"] == str(asked)
+    code, out, err = call("evaluate", tiny_vlm, asked, "--out", tmp_path / "again.json", "--device", "cpu")
+    assert report(tmp_path / "again.json").made["items_encoded"] == 0
+    assert report(tmp_path / "again.json").results == report(a).results
+    assert call("evaluate", tmp_path / "other", asked, "--out", b, "--cache", tmp_path / "features", "--device", "cpu")[0] == 0
+    assert report(b).made["items_encoded"] == 40  # other weights: nothing is used again
+    code, out, _ = call("compare", b, a, "--html", tmp_path / "page.html")
+    assert code == 0
+    assert "other − first on shapes" in out
+    page = (tmp_path / "page.html").read_text()
+    both = report(b).diff(report(a))
+    for row in both.tasks:
+        assert f"{row.won} won, {row.lost} lost" in re.sub(r"<[^>]+>", "", page)
+    assert sum(row.won + row.lost for row in both.tasks) > 0
+    assert page.count("<article") == sum(row.won + row.lost for row in both.tasks)
+    assert "background-image:url(data:image/webp" in page
+    moved = asked.rename(asked.parent / "moved")
+    assert call("compare", b, a, "--html", tmp_path / "blind.html")[0] == 0
+    assert "No queries are shown" in (tmp_path / "blind.html").read_text()
+    assert call("compare", b, a, "--html", tmp_path / "found.html", "--benchmark", moved)[0] == 0
+    assert (tmp_path / "found.html").read_text().count("<article") == page.count("<article")
+
+
+def test_a_budget_asks_a_sample_and_says_what_it_costs(call, asked, tiny_vlm, tmp_path):
+    for name in ("a.json", "b.json"):
+        code, out, _ = call("evaluate", tiny_vlm, asked, "--out", tmp_path / name, "--budget", "10", "--device", "cpu")
+        assert code == 0
+        assert "10 of 40 queries asked: the mean of all of them lies within ±" in out
+    assert [result.queries for result in report(tmp_path / "a.json").results] == [5, 5]
+    code, out, _ = call("compare", tmp_path / "a.json", tmp_path / "b.json", "--html", tmp_path / "page.html")
+    assert code == 0
+    assert "No query changed." in (tmp_path / "page.html").read_text()  # the sample was drawn again, the same
+    call("evaluate", tiny_vlm, asked, "--out", tmp_path / "whole.json", "--device", "cpu")
+    code, out, err = call("compare", tmp_path / "whole.json", tmp_path / "a.json")
+    assert (code, out) == (1, "")
+    assert "only answers to the same questions compare" in err
+
+
+def test_leaks_are_listed_beside_the_report(call, asked, tiny_vlm, pictures, tmp_path):
+    copy = tmp_path / "another name.png"
+    copy.write_bytes(pictures["red square"].read_bytes())
+    rows = [Example(Item(text="what is it"), (Candidate(Item(images=(copy,)), origin="gold"),), "s")]
+    write_examples(tmp_path / "train.jsonl", rows)
+    out = tmp_path / "a.json"
+    code, _, err = call("evaluate", tiny_vlm, asked, "-o", out, "--leaks", tmp_path / "train.jsonl", "--device", "cpu")
+    assert code == 0
+    assert "items are in the training data:" in err
+    listed = json.loads((tmp_path / "a.leaks.json").read_text())
+    assert {"text_to_image, corpus, exact", "image_to_text, query, exact"} <= set(listed["found"])
+    assert report(out).made["leaks"]["found"] == listed["found"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("model",), "name a benchmark after the model"),
+        (("model", "bench", "--stage", "a"), "belong to a recipe"),
+        (("recipe.py",), "a recipe needs --out"),
+        (("recipe.py", "bench", "--out", "x"), "a recipe names its benchmarks itself"),
+        (("model", "bench", "--precision", "fp8"), "fp8"),
+    ],
+)
+def test_arguments_that_do_not_go_together(call, arguments, words):
+    code, _, err = call("evaluate", *arguments)
+    assert code == 2
+    assert words in " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+
+
+def test_what_is_no_report(call, tmp_path, asked, tiny_vlm):
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "text.json").write_text("no")
+    for name, words in (("gone.json", "cannot be read"), ("list.json", "must be an object"), ("text.json", "not JSON")):
+        code, out, err = call("compare", tmp_path / name, tmp_path / name)
+        assert (code, out) == (1, "")
+        assert words in err
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--benchmark", "x")[0] == 2
+    call("evaluate", tiny_vlm, asked, "--out", tmp_path / "a.json", "--device", "cpu")
+    (asked / "text_to_image" / "queries.jsonl").write_text(
+        (asked / "text_to_image" / "queries.jsonl").read_text().replace("red square", "a red square")
+    )
+    both = (tmp_path / "a.json", tmp_path / "a.json", "--html", tmp_path / "p.html")
+    code, _, err = call("compare", *both, "--benchmark", asked)
+    assert code == 1
+    assert "but the reports are about shapes" in err
+    assert call("compare", *both)[0] == 0
+    assert "No queries are shown" in (tmp_path / "p.html").read_text()
