@@ -99,7 +99,9 @@ def evaluate(
         "seconds_encoding": round(encoded - start, 3),
         "seconds_ranking": round(time.perf_counter() - encoded, 3),
     }
-    names = tuple(task.name for task in benchmark.tasks)
+    if benchmark.missing:
+        made["missing"] = {gone.name: gone.why for gone in benchmark.missing}
+    names = tuple(named.name for named in (*benchmark.tasks, *benchmark.missing))
     return Report(encoder.fingerprint, benchmark.name, benchmark.revision, names, label, results, made)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from hardwon.errors import DataError, unknown
 from hardwon.items import Item
@@ -62,6 +62,18 @@ class Task:
         return self.candidates[query] if self.candidates is not None else tuple(range(len(self.corpus)))
 
 
+class Missing(NamedTuple):
+    """A task of a benchmark that cannot be asked.
+
+    Attributes:
+        name: of the task.
+        why: what is wrong with its data, and what to do about it.
+    """
+
+    name: str
+    why: str
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Tasks that are evaluated together.
@@ -69,15 +81,17 @@ class Benchmark:
     Attributes:
         name: what people call it.
         tasks: with different names; their order plays no part in any result.
+        missing: tasks that belong to it and cannot be asked here; a report names them and refuses means without them.
     """
 
     name: str
     tasks: tuple[Task, ...]
+    missing: tuple[Missing, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise DataError(f"benchmark {self.name!r} has no tasks")
-        names = [task.name for task in self.tasks]
+        names = [*(task.name for task in self.tasks), *(gone.name for gone in self.missing)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"benchmark {self.name!r}: several tasks are named {', '.join(twice)}; names must be different")
@@ -87,7 +101,7 @@ class Benchmark:
         """Hash of everything that is asked, 32 hexadecimal digits.
 
         That is the contents of all items (pictures included), gold and candidates. Neither the benchmark's name nor the
-        order of tasks or candidates plays a part, nor do the names of picture files.
+        order of tasks or candidates plays a part, nor do the names of picture files. Missing tasks are not asked.
         """
         digests = sorted(_digest(task) for task in self.tasks)
         return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()

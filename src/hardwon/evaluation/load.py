@@ -1,0 +1,55 @@
+"""`load_benchmark`: a benchmark by its name, or by the folder that holds it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from hardwon.data.assets import cache_root
+from hardwon.data.emoji import build
+from hardwon.errors import DataError, OnError, RecipeError, unknown
+from hardwon.evaluation.files import HEAD, read_benchmark
+from hardwon.evaluation.task import Benchmark
+
+SMALL = "mmeb-small"
+
+READERS: dict[str, Callable[[Path, OnError], Benchmark]] = {}
+
+
+def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "raise") -> Benchmark:
+    """Read a benchmark.
+
+    Args:
+        name: "mmeb-small" (built in: made from packages of the ordinary registry when it is asked for the first time), a
+            key of `READERS`, whose data people bring, or the path of a folder that `read_benchmark` takes.
+        root: folder that holds the data of a named benchmark; docs/evaluation.md says how. "mmeb-small" is made below it,
+            or in the cache when there is none.
+        on_error: what to do about data sets that are not there or cannot be used: "raise" names all of them and what to
+            download; "skip" goes on with the others and lists them in `Benchmark.missing`.
+
+    Raises:
+        DataError: a benchmark that is not there, without its `root`, or with data that cannot be used.
+        RecipeError: an unknown `on_error`.
+    """
+    if on_error not in get_args(OnError):
+        raise RecipeError(unknown("on_error", on_error, get_args(OnError)))
+    if name in READERS:
+        if root is None:
+            raise DataError(f"{name} needs the folder that holds its data: give it as root (--root FOLDER)")
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder: it must hold the data of {name}")
+        return READERS[name](root, on_error)
+    if name == SMALL:
+        return read_benchmark(_small(root))
+    folder = Path(name)
+    if not folder.exists() and "/" not in name:
+        raise DataError(unknown("benchmark", name, [SMALL, *READERS]) + f", or a folder with a {HEAD}")
+    return read_benchmark(folder)
+
+
+def _small(root: Path | None) -> Path:
+    """The folder of the built-in benchmark; a folder with a benchmark.json is complete, for that is written last."""
+    base = root or cache_root() / "sample"
+    folder = base / SMALL
+    if not (folder / HEAD).is_file():
+        build(base)
+    return folder
