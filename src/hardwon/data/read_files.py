@@ -68,6 +68,16 @@ def read_records(path: Path) -> Iterator[Record]:
     return _READERS[kind](path, _pair_columns)
 
 
+def read_table(path: Path) -> Iterator[Record]:
+    """Every row of one file, whatever its columns are called. Raises DataError as `read_records` does."""
+    if not path.is_file():
+        raise DataError(_missing(path))
+    kind = path.suffix.lower()
+    if kind not in _READERS:
+        raise DataError(f"{path}: {unknown('kind of file', kind, _READERS)}")
+    return _READERS[kind](path, tuple)
+
+
 def pictures_below(folder: Path) -> list[Path]:
     """Files below a folder that are pictures by their suffix, sorted by path; names that begin with a dot are left out."""
     if not folder.is_dir():

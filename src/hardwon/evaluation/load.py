@@ -8,11 +8,12 @@ from hardwon.data.assets import cache_root
 from hardwon.data.emoji import build
 from hardwon.errors import DataError, OnError, RecipeError, unknown
 from hardwon.evaluation.files import HEAD, read_benchmark
+from hardwon.evaluation.mmeb_images import read_images
 from hardwon.evaluation.task import Benchmark
 
 SMALL = "mmeb-small"
 
-READERS: dict[str, Callable[[Path, OnError], Benchmark]] = {}
+READERS: dict[str, Callable[[Path, OnError], Benchmark]] = {"mmeb": read_images}
 
 
 def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "raise") -> Benchmark:

@@ -198,7 +198,8 @@ def _table(reports: Sequence[Report], columns: Mapping[str, Report]) -> Table:
     for name in sorted(known, key=lambda name: (order.index(known[name].meta_task), known[name].distribution, name)):
         task = known[name]
         cells = [percent(report.result(name).interval()) if name not in report.missing else "missing" for report in reports]
-        made.add_row(name, f"{task.queries}", f"{task.candidates}", f"{100 * task.chance:.1f}", *cells)
+        shown = name if task.metric == "hit@1" else f"{name} ({task.metric})"
+        made.add_row(shown, f"{task.queries}", f"{task.candidates}", f"{100 * task.chance:.1f}", *cells)
     made.add_section()
     complete = [report for report in reports if not report.missing]
     means = {id(report): report.means() for report in complete}

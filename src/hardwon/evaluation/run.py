@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from hardwon import artifacts, metrics
 from hardwon.errors import ModelError, RecipeError, unknown
 from hardwon.evaluation.report import Report
 from hardwon.evaluation.result import TaskResult
-from hardwon.evaluation.task import Benchmark, Positions, Task
+from hardwon.evaluation.task import Benchmark, Metric, Positions, Task
 from hardwon.items import Item
 from hardwon.models.scorer import Encoder
 from hardwon.search.index import Rescorer
@@ -145,10 +145,16 @@ def _ready(task: Task, place: dict[str, int], vectors: Float[np.ndarray, "n d"])
 def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskResult:
     levels = None if rerank is None else _reranked(ready, rerank, f"reranking {ready.task.name}" if progress else "")
     found: list[tuple[np.ndarray, metrics.Ranking]] = []
+    values: list[tuple[torch.Tensor, torch.Tensor]] = []
+    measures: list[dict[str, torch.Tensor]] = []
     for block in _blocks(ready):
-        scores = block.scores if levels is None else _adjusted(block, levels)
-        gold = torch.from_numpy(_gold(ready, block))
-        found.append((block.rows, metrics.rank(torch.from_numpy(scores), gold, torch.ones_like(gold))))
+        scores = torch.from_numpy(block.scores if levels is None else _adjusted(block, levels))
+        relevance = torch.from_numpy(_relevance(ready, block))
+        valid = torch.ones_like(relevance, dtype=torch.bool)
+        ranking = metrics.rank(scores, relevance > 0, valid)
+        found.append((block.rows, ranking))
+        values.append(_value(ready.task.metric, ranking, scores, relevance))
+        measures.append(metrics.at_cutoffs(scores, relevance, valid))
     rows = np.argsort(np.concatenate([rows for rows, _ in found]))
 
     def column(values: Sequence[torch.Tensor]) -> tuple:
@@ -159,12 +165,25 @@ def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskRe
         ready.task.name,
         ready.task.meta_task,
         ready.task.distribution,
-        hits=column([r.hit() for r in rankings]),
+        hits=column([value for value, _ in values]),
         ranks=column([r.rank() for r in rankings]),
         ties=column([r.others_tied for r in rankings]),
-        chance=float(torch.cat([r.chance() for r in rankings]).mean()),
+        chance=float(torch.cat([guessed for _, guessed in values]).mean()),
         candidates=round(float(torch.cat([r.offered for r in rankings]).double().mean())),
+        metric=ready.task.metric,
+        measures={name: float(torch.cat([block[name] for block in measures]).mean()) for name in measures[0]},
     )
+
+
+def _value(
+    metric: Metric, ranking: metrics.Ranking, scores: Float[torch.Tensor, "q c"], relevance: Float[torch.Tensor, "q c"]
+) -> tuple[Float[torch.Tensor, " q"], Float[torch.Tensor, " q"]]:
+    """The metric of each query, and what guessing gets: the same with all scores equal."""
+    if metric == "hit@1":
+        return ranking.hit(), ranking.chance()
+    valid = torch.ones_like(relevance, dtype=torch.bool)
+    guessed = metrics.ndcg(torch.zeros_like(scores), relevance, valid, 5)
+    return metrics.ndcg(scores, relevance, valid, 5).clamp(max=1), guessed.clamp(max=1)  # rounding ends above 1 at times
 
 
 def _blocks(ready: _Ready) -> Iterator[_Block]:
@@ -190,10 +209,17 @@ def _similarity(queries: Float[np.ndarray, "q d"], corpus: Float[np.ndarray, "c 
     return made
 
 
-def _gold(ready: _Ready, block: _Block) -> Bool[np.ndarray, "q c"]:
-    """Gold, and candidates that show the same as gold."""
+def _relevance(ready: _Ready, block: _Block) -> Float[np.ndarray, "q c"]:
+    """The grades of gold, and of candidates that show the same as gold; 0 for all others."""
     shown = ready.shown[block.positions]
-    return np.stack([np.isin(shown, ready.shown[list(ready.task.gold[row])]) for row in block.rows])
+    made = np.zeros(block.scores.shape)
+    for line, row in enumerate(block.rows):
+        gold = ready.task.gold[row]
+        grades = (1.0,) * len(gold) if ready.task.grades is None else ready.task.grades[row]
+        for position, grade in zip(gold, grades, strict=True):
+            same = shown == ready.shown[position]
+            made[line, same] = np.maximum(made[line, same], grade)
+    return made
 
 
 def _best(ready: _Ready, block: _Block, depth: int) -> Int[np.ndarray, "q k"]:
