@@ -200,7 +200,7 @@ def _worst_ranks(
 ) -> tuple[Float[Tensor, "q g"], Bool[Tensor, "q g"], Float[Tensor, "q g"]]:
     """Grades of each query's gold candidates, best first; which are there at all; their ranks in the worst order of ties."""
     gold = relevance > 0
-    most = int(gold.sum(dim=1).max())
+    most = int(gold.sum(dim=1).max()) if len(scores) else 1
     # Two stable sorts of the few gold ones: by score, and where scores are equal the lowest grade first.
     columns = gold.double().topk(most, dim=1).indices
     own, level, grade = gold.gather(1, columns), scores.gather(1, columns), relevance.gather(1, columns)

@@ -146,8 +146,6 @@ def test_a_bad_row_is_named_with_its_set(tmp_path, changes, reason):
 
 
 def test_damage_is_named(tmp_path):
-    import os
-
     picture = tmp_path / "images/OVEN/candidate-1.png"
 
     def damage(table):
@@ -155,7 +153,6 @@ def test_damage_is_named(tmp_path):
         return table
 
     assert "candidate-1.png" in why(tmp_path, "OVEN", change=damage)
-    os.remove(tmp_path / "OVEN/test-00000-of-00001.parquet")
     (tmp_path / "OVEN/test-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     assert "cannot be read" in next(gone.why for gone in only(tmp_path, "CIRR").missing if gone.name == "OVEN")
 

@@ -1,6 +1,7 @@
 """Benchmarks as folders: `benchmark.json`, and for each task `queries.jsonl` and `corpus.jsonl`.
 
-    benchmark.json   {"name": ..., "root": "..", "tasks": [{"name", "meta_task", "distribution", "queries", "corpus", "metric"}, ...]}
+    benchmark.json   {"name": ..., "root": "..", "tasks": [TASK, ...]}
+    TASK             {"name", "meta_task", "distribution", "queries", "corpus", "metric"}
     queries.jsonl    {"query": ITEM, "gold": [corpus positions], "candidates": [corpus positions] or left out, "grades": [...]}
     corpus.jsonl     ITEM
 

@@ -79,7 +79,8 @@ def asked_of(records: Iterable[Record], read: Callable[[Record], Iterable[Asked]
     """
     bad: list[BadRow] = []
     count = 0
-    for count, record in enumerate(records, start=1):
+    for record in records:
+        count += 1
         try:
             if record.reason:
                 raise DataError(record.reason)

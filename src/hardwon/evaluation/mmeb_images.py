@@ -11,7 +11,7 @@ with spaces at the ends. Pictures are looked for in the folder itself and in `im
 `MMEB/` of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,13 @@ def files_of(root: Path, bases: Sequence[str], one: DataSet) -> list[Path]:
     )
 
 
-def _paths(row: dict[str, Any]) -> Iterator[str]:
+def _paths(row: Mapping[str, Any]) -> Iterator[str]:
     for name in ("qry_img_path", "tgt_img_path"):
         value = row.get(name)
         yield from (path for path in (value if isinstance(value, list) else [value]) if isinstance(path, str) and path)
 
 
-def _asked(row: dict[str, Any], pool: Pool) -> Asked:
+def _asked(row: Mapping[str, Any], pool: Pool) -> Asked:
     missing = [name for name in _ROW if name not in row]
     if missing:
         raise DataError(f"has no {missing[0]}")
