@@ -89,3 +89,120 @@ def write_images(root: Path, *, form="v1", **sizes):
 def spoiled(row, **changes):
     """A change for `write_set`: row number `row` with other columns."""
     return lambda table: [old | changes if n == row else old for n, old in enumerate(table)]
+
+
+# ---- MMEB-V2: videos
+
+
+VIDEOS = 4
+
+
+def frames(root: Path, group, name, count=3):
+    """A folder of frames."""
+    for n in range(count):
+        draw(root / f"video-tasks/frames/{group}/{name}/frame_{n:04d}.jpg", f"{group}/{name}/{n}")
+    return name
+
+
+def _options(n):
+    return [f"a {WORDS[(n + k) % len(WORDS)]}" for k in range(5)]
+
+
+def video_row(name, layout, n):
+    """Row n of a video task, in the columns of its published rows."""
+    options, video = _options(n), f"clip{n}"
+    lettered = [f"{letter}. {option}" for letter, option in zip("ABCDE", options, strict=True)]
+    told = {"question": f"What is seen in {n}?"}
+    return {
+        "SmthSmthV2": {"video_id": n, "pos_text": options[1], "neg_text": options},
+        "MVBench": told | {"video": f"{video}.mp4", "candidates": options, "answer": options[2]},
+        "Video-MME": told | {"videoID": video, "options": lettered[:4], "answer": "C"},
+        "NExTQA": told | {"video": n, "answer": 3} | {f"a{k}": option for k, option in enumerate(options)},
+        "EgoSchema": told | {"video_idx": video, "option": lettered, "answer": "4"},
+        "ActivityNetQA": {"question": f"is it {n}", "video_name": video, "answer": ("yes", "no")[n % 2]},
+        "DiDeMo": {"video": f"somewhere/{video}.mp4", "caption": f"scene {n}"},
+        "MSR-VTT": {"video_id": video, "video": f"{video}.mp4", "caption": f"scene {n}"},
+        "MSVD": {"video_id": video, "video": f"{video}.avi", "caption": [f"scene {n}", "another one"]},
+        "VATEX": {"videoID": video, "enCap": [f"scene {n}", "another one"]},
+        "YouCook2": {"id": video, "video_path": f"x/{video}.mp4", "sentence": f"scene {n}"},
+        "QVHighlight": {"query": f"moment {n}", "video_path": f"x/{video}.mp4"},
+        "Charades-STA": {"query": f"moment {n}", "video_path": f"x/{video}.mp4"},
+        "MomentSeeker": {
+            "query": f"moment {n}",
+            "input_frames": ("", f"asked{n}.jpg", f"x/asked{n}.mp4", "")[n],
+            "positive_frames": [{"output_path": f"p/{n}_{k}.mp4"} for k in range(1 + n % 2)],
+            "negative_frames": [{"output_path": f"n/{n}_{k}.mp4"} for k in range(3)],
+        },
+    }.get(name, {"video_id": video, "pos_text": WORDS[n % 3]})
+
+
+def _video_names(name, row, n):
+    """Folders of frames that a row asks for."""
+    if name in ("QVHighlight", "Charades-STA"):
+        return [f"clip{n}/{clip}" for clip in ("query", "positive_0", "negative_0", "negative_1")]
+    if name == "MomentSeeker":
+        clips = [clip["output_path"] for clip in (*row["positive_frames"], *row["negative_frames"])]
+        asked = [row["input_frames"]] if row["input_frames"].endswith(".mp4") else []
+        return ["video_frames/" + path.removesuffix(".mp4").replace("/", "_") for path in (*clips, *asked)]
+    special = {"MVBench": f"action_count/clip{n}.mp4", "SmthSmthV2": str(n), "NExTQA": str(n), "ActivityNetQA": f"v_clip{n}"}
+    return [special.get(name, f"clip{n}")]
+
+
+def write_video_set(root: Path, name, change=lambda table: table):
+    """Write the rows and frames of one of the 18 video tasks."""
+    from hardwon.evaluation.mmeb_videos import LAYOUTS
+
+    layout = LAYOUTS[name]
+    table = [video_row(name, layout, n) for n in range(VIDEOS)]
+    for n, row in enumerate(table):
+        for folder in _video_names(name, row, n):
+            frames(root, layout.group, folder)
+        if str(row.get("input_frames", "")).endswith(".jpg"):
+            draw(root / f"video-tasks/frames/{layout.group}/query_{row['input_frames']}", row["query"])
+    file = {"MVBench": "action_count.jsonl", "NExTQA": "MC/test-0.parquet", "EgoSchema": "Subset/test-0.parquet"}
+    write(root / "video-tasks" / layout.source / file.get(name, "data/test-0.jsonl"), change(table))
+
+
+def write_videos(root: Path):
+    """All 18 video tasks of MMEB-V2."""
+    from hardwon.data.mmeb import VIDEOS as ROWS
+
+    for one in ROWS:
+        write_video_set(root, one.name)
+    return root
+
+
+# ---- MMEB-V2: documents
+
+
+PAGES = 5
+
+
+def write_document_set(root: Path, one, *, folder="", change=lambda tables: tables):
+    """Write queries, pages and judgements of one of the 24 document tasks; pages held as bytes."""
+    import io
+
+    base = root / "visdoc-tasks" / (folder or one.source.split("/")[1])
+    corpus = []
+    for n in range(PAGES):
+        buffer = io.BytesIO()
+        Image.new("RGB", (12, 16), (n * 40, sum(map(ord, one.name)) % 256, 7)).save(buffer, "PNG")
+        corpus.append({"corpus-id": n, "image": {"bytes": buffer.getvalue(), "path": f"{n}.png"}})
+    tables = {
+        "corpus": corpus,
+        "queries": [{"query-id": n, "query": f"question {n} of {one.name}"} for n in range(3)],
+        "qrels": [
+            {"query-id": n, "corpus-id": (n + k) % PAGES, "score": score} for n in range(3) for k, score in enumerate((2, 1, 0))
+        ],
+    }
+    for part, table in change(tables).items():
+        write(base / part / "test-00000-of-00001.parquet", table)
+
+
+def write_documents(root: Path):
+    """All 24 document tasks of MMEB-V2."""
+    from hardwon.data.mmeb import DOCUMENTS
+
+    for one in DOCUMENTS:
+        write_document_set(root, one)
+    return root

@@ -1,5 +1,6 @@
 """What all readers of published data sets share: rows become tasks, and whatever is wrong is named with set and row."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -151,3 +152,31 @@ def gather(name: str, sets: Sequence[str], read: Callable[[str], Task], on_error
 def first_folder(folders: Sequence[Path], path: str) -> Path:
     """The first folder that holds `path`; the first of all if none does."""
     return next((folder for folder in folders if path and (folder / path).exists()), folders[0])
+
+
+class Wording(NamedTuple):
+    """Instructions of a data set that holds none: for its queries, and for its candidates."""
+
+    query: str = ""
+    candidate: str = ""
+
+
+def wording(root: Path, name: str, usual: Wording) -> Wording:
+    """The instructions of a data set: those of `instructions.json` in the root if it has any for it, else the usual ones.
+
+    The file holds {NAME: {"query": ..., "candidate": ...}, ...}: a model is asked in the words that it was trained with.
+
+    Raises:
+        DataError: the file says something else.
+    """
+    path = root / "instructions.json"
+    if not path.is_file():
+        return usual
+    try:
+        told = json.loads(path.read_text(encoding="utf-8")).get(name, {})
+        made = Wording(**(usual._asdict() | told))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f'{path} must hold {{"{name}": {{"query": ..., "candidate": ...}}}} ({error})') from error
+    if not all(isinstance(part, str) for part in made):
+        raise DataError(f"{path}: the instructions of {name} must be strings")
+    return made

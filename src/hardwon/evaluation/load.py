@@ -8,12 +8,18 @@ from hardwon.data.assets import cache_root
 from hardwon.data.emoji import build
 from hardwon.errors import DataError, OnError, RecipeError, unknown
 from hardwon.evaluation.files import HEAD, read_benchmark
+from hardwon.evaluation.mmeb_documents import read_documents
 from hardwon.evaluation.mmeb_images import read_images
+from hardwon.evaluation.mmeb_videos import read_videos
 from hardwon.evaluation.task import Benchmark
 
 SMALL = "mmeb-small"
 
-READERS: dict[str, Callable[[Path, OnError], Benchmark]] = {"mmeb": read_images}
+READERS: dict[str, Callable[[Path, OnError], Benchmark]] = {
+    "mmeb": read_images,
+    "mmeb-v2-video": read_videos,
+    "mmeb-v2-visdoc": read_documents,
+}
 
 
 def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "raise") -> Benchmark:
