@@ -206,3 +206,70 @@ def write_documents(root: Path):
     for one in DOCUMENTS:
         write_document_set(root, one)
     return root
+
+
+# ---- neighbours
+
+
+def _json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_karpathy(root: Path, name, *, pictures=3, captions=5):
+    """Karpathy's split of Flickr30K or COCO with pictures, and one picture of the training part."""
+    filed = {"filepath": "val2014"} if name == "coco" else {}
+    rows = [{"filename": "train.jpg", "split": "train", "sentences": [{"raw": "not asked"}]}]
+    for n in range(pictures):
+        said = [{"raw": f"a {WORDS[n]} seen by person {k} "} for k in range(captions)]
+        rows.append({"filename": f"{n}.jpg", "split": "test", "sentences": said} | filed)
+        draw(root / "images" / filed.get("filepath", "") / f"{n}.jpg", f"{name}{n}")
+    _json(root / f"dataset_{name}.json", {"images": rows, "dataset": name})
+
+
+def write_sharegpt4v(root: Path, count=3):
+    """Long captions in conversations."""
+    rows = []
+    for n in range(count):
+        draw(root / f"coco/{n}.jpg", f"share{n}")
+        turns = [
+            {"from": "human", "value": "Describe it."},
+            {"from": "gpt", "value": f"A long tale of a {WORDS[n % 12]}, {n}."},
+        ]
+        rows.append({"id": str(n), "image": f"coco/{n}.jpg", "conversations": turns})
+    _json(root / "share-captioner_coco_lcs_sam_1246k_1107.json", rows)
+
+
+def write_urban1k(root: Path, base="Urban1k"):
+    """Long captions in files of their own."""
+    for n in range(3):
+        draw(root / base / f"image/{n}.jpg", f"urban{n}")
+        (root / base / "caption").mkdir(parents=True, exist_ok=True)
+        (root / base / f"caption/{n}.txt").write_text(f"A street with a {WORDS[n]}.")
+
+
+def write_sugarcrepe(root: Path):
+    """Seven data sets of two-way choices."""
+    from hardwon.evaluation.neighbours import SUGARCREPE
+
+    for name in (name for names in SUGARCREPE.values() for name in names):
+        rows = {}
+        for n in range(4):
+            draw(root / f"val2017/{n:012d}.jpg", f"sugar{n}")
+            caption = f"a {WORDS[n]} on a table"
+            rows[str(n)] = {"filename": f"{n:012d}.jpg", "caption": caption, "negative_caption": f"{caption} of {name}"}
+        _json(root / f"data/{name}.json", rows)
+
+
+def write_films(root: Path, file, rows):
+    """Rows of captions, and frames of their videos."""
+    for n, row in enumerate(rows):
+        for k in range(3):
+            draw(root / f"frames/{row['video_id']}/{k}.jpg", f"film{n}{k}")
+    if file.endswith(".csv"):
+        columns = list(rows[0])
+        lines = [",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)]
+        root.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("\n".join(lines))
+    else:
+        _json(root / file, rows)

@@ -51,3 +51,19 @@ def test_what_is_missing_stands_in_the_report_and_refuses_means(benchmark_of, fa
     assert report.mean(partial=True) == evaluate(fake(), whole, progress=False).mean()
     with pytest.raises(DataError, match="several tasks are named words"):
         replace(whole, missing=(Missing("words", ""),))
+
+
+def test_a_wrong_revision_names_both_and_the_odd_sets(tmp_path):
+    import mmeb
+
+    from hardwon.errors import DataError
+    from hardwon.evaluation import load_benchmark
+
+    mmeb.write_set(tmp_path, "NIGHTS")
+    made = load_benchmark("mmeb", tmp_path, on_error="skip")
+    again = load_benchmark("mmeb", tmp_path, on_error="skip", revision=made.revision[:10])
+    assert again.revision == made.revision
+    with pytest.raises(
+        DataError, match=f"{made.revision}, asked for was abc: .*35 of its data sets.*NIGHTS has 4 queries, not 1000"
+    ):
+        load_benchmark("mmeb", tmp_path, on_error="skip", revision="abc")

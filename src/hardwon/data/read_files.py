@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from hardwon.data.mmeb_rows import COLUMNS as MMEB_COLUMNS
 from hardwon.data.unime import COLUMNS as UNIME_COLUMNS
 from hardwon.errors import DataError, unknown
 
@@ -113,6 +114,8 @@ Columns = Callable[[Iterable[str]], tuple[str, ...]]
 def _pair_columns(names: Iterable[str]) -> tuple[str, ...]:
     if "hard_negatives" in names:
         return UNIME_COLUMNS
+    if "qry" in names:
+        return MMEB_COLUMNS
     return EXAMPLE_COLUMNS if "candidates" in names else PAIR_COLUMNS
 
 

@@ -6,7 +6,9 @@ from typing import get_args
 
 from hardwon.data.assets import cache_root
 from hardwon.data.emoji import build
+from hardwon.data.mmeb import IMAGES
 from hardwon.errors import DataError, OnError, RecipeError, unknown
+from hardwon.evaluation import neighbours
 from hardwon.evaluation.files import HEAD, read_benchmark
 from hardwon.evaluation.mmeb_documents import read_documents
 from hardwon.evaluation.mmeb_images import read_images
@@ -19,10 +21,17 @@ READERS: dict[str, Callable[[Path, OnError], Benchmark]] = {
     "mmeb": read_images,
     "mmeb-v2-video": read_videos,
     "mmeb-v2-visdoc": read_documents,
+    "flickr30k": neighbours.read_flickr30k,
+    "coco": neighbours.read_coco,
+    "sharegpt4v": neighbours.read_sharegpt4v,
+    "urban1k": neighbours.read_urban1k,
+    "sugarcrepe": neighbours.read_sugarcrepe,
+    "msrvtt": neighbours.read_msrvtt,
+    "msvd": neighbours.read_msvd,
 }
 
 
-def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "raise") -> Benchmark:
+def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "raise", revision: str = "") -> Benchmark:
     """Read a benchmark.
 
     Args:
@@ -32,13 +41,33 @@ def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "
             or in the cache when there is none.
         on_error: what to do about data sets that are not there or cannot be used: "raise" names all of them and what to
             download; "skip" goes on with the others and lists them in `Benchmark.missing`.
+        revision: the beginning of the `Benchmark.revision` that is asked for, to be sure that the data are the same as
+            another time; empty for any.
 
     Raises:
-        DataError: a benchmark that is not there, without its `root`, or with data that cannot be used.
+        DataError: a benchmark of another revision, or one that is not there, without its `root`, or with data that cannot be used.
         RecipeError: an unknown `on_error`.
     """
     if on_error not in get_args(OnError):
         raise RecipeError(unknown("on_error", on_error, get_args(OnError)))
+    made = _read(name, root, on_error)
+    if not made.revision.startswith(revision):
+        gone = f" ({len(made.missing)} of its data sets are missing)" if made.missing else ""
+        odd = "; ".join(_odd_sizes(made)[:5])
+        raise DataError(
+            f"{name} has the revision {made.revision}, asked for was {revision}: it is not the same data{gone}"
+            + (f". Sizes that are not the published ones: {odd}" if odd else "")
+        )
+    return made
+
+
+def _odd_sizes(benchmark: Benchmark) -> list[str]:
+    published = {one.name: one.queries for one in IMAGES}
+    asked = [(task.name, len(task.queries), published.get(task.name, 0)) for task in benchmark.tasks]
+    return [f"{name} has {count} queries, not {usual}" for name, count, usual in asked if usual and count != usual]
+
+
+def _read(name: str, root: Path | None, on_error: OnError) -> Benchmark:
     if name in READERS:
         if root is None:
             raise DataError(f"{name} needs the folder that holds its data: give it as root (--root FOLDER)")

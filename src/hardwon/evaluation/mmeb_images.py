@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hardwon.data.mmeb import IMAGES, DataSet
+from hardwon.data.mmeb_rows import cleaned
 from hardwon.data.read_files import read_table
 from hardwon.errors import DataError, OnError
 from hardwon.evaluation.gather import Asked, Pool, Shown, asked_of, first_folder, gather, task_of
 from hardwon.evaluation.task import Benchmark, Task
 
-PLACEHOLDER = "<|image_1|>"
 _ROW = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 _BASES = ("", "image-tasks", "MMEB-eval")
 _PICTURES = ("images", "", "eval_images", "image-tasks", "image-tasks/MMEB", "MMEB")
@@ -88,11 +88,7 @@ def _shown(text: Any, path: Any, instruction: Any, what: str) -> Shown:
     said, seen, told = text or "", path or "", instruction or ""
     if not isinstance(said, str) or not isinstance(seen, str) or not isinstance(told, str):
         raise DataError(f"text, picture and instruction of {what} must be strings")
-    shown = Shown(_cleaned(said), (seen,) if seen else (), _cleaned(told))
+    shown = Shown(cleaned(said), (seen,) if seen else (), cleaned(told))
     if not shown.text and not shown.images:
         raise DataError(f"{what} is empty: it has neither text nor a picture")
     return shown
-
-
-def _cleaned(text: str) -> str:
-    return text.replace(PLACEHOLDER, "").strip()

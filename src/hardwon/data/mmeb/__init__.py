@@ -1,4 +1,4 @@
-"""MMEB as data: which data sets there are (`table`), and the reader of its training part."""
+"""MMEB as data: which data sets there are (`table`), by group. `hardwon.data.mmeb.train` reads what one trains on."""
 
 from hardwon.data.mmeb.table import DOCUMENTS, IMAGES, VIDEOS, DataSet
 
