@@ -30,7 +30,7 @@ def rows(name, query, candidate, *, queries=QUERIES, candidates=CANDIDATES, form
     for n in range(queries):
         others = rng.sample([m for m in range(candidates) if m != n], candidates - 1)
         told = {"qry": f"Find what {name} asks for.", "tgt": "Represent the given image."}
-        shown = {"qry": (f"question {n} about a {WORDS[n]}", f"{name}/query-{n}.png")}
+        shown = {"qry": (f"question {n} about a {WORDS[n % len(WORDS)]}", f"{name}/query-{n}.png")}
         sides = {"qry": [n], "tgt": [n, *others]}
         texts = [f"a {WORDS[m % len(WORDS)]} of {name}, number {m}" if "T" in candidate else "" for m in sides["tgt"]]
         paths = [f"{name}/candidate-{m}.png" if "I" in candidate else "" for m in sides["tgt"]]

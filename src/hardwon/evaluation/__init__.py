@@ -4,6 +4,7 @@ from hardwon.evaluation.compare import Comparison
 from hardwon.evaluation.files import read_benchmark, write_benchmark
 from hardwon.evaluation.fusion import Learned, learn_weight
 from hardwon.evaluation.load import load_benchmark
+from hardwon.evaluation.references import references
 from hardwon.evaluation.report import Report, comparison_table
 from hardwon.evaluation.result import GROUPS
 from hardwon.evaluation.run import evaluate
@@ -22,5 +23,6 @@ __all__ = [
     "learn_weight",
     "load_benchmark",
     "read_benchmark",
+    "references",
     "write_benchmark",
 ]

@@ -45,7 +45,8 @@ def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "
             another time; empty for any.
 
     Raises:
-        DataError: a benchmark of another revision, or one that is not there, without its `root`, or with data that cannot be used.
+        DataError: a benchmark of another revision, or one that is not there, without its `root`, or with data that cannot be
+            used.
         RecipeError: an unknown `on_error`.
     """
     if on_error not in get_args(OnError):

@@ -43,7 +43,7 @@ class TaskResult:
         candidates: how many candidates a query searched; the mean, rounded, where queries differ.
         metric: as in `Task`.
         measures: means over queries of what leaderboards ask for ("hit@5", "ndcg_linear@10" ...), ties broken against the
-            model; see `metrics.at_cutoffs`.
+            model; see `metrics.GoldRanks`.
     """
 
     name: str

@@ -146,7 +146,7 @@ def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskRe
     levels = None if rerank is None else _reranked(ready, rerank, f"reranking {ready.task.name}" if progress else "")
     found: list[tuple[np.ndarray, metrics.Ranking]] = []
     values: list[tuple[torch.Tensor, torch.Tensor]] = []
-    measures: list[dict[str, torch.Tensor]] = []
+    golds: list[metrics.GoldRanks] = []
     for block in _blocks(ready):
         scores = torch.from_numpy(block.scores if levels is None else _adjusted(block, levels))
         relevance = torch.from_numpy(_relevance(ready, block))
@@ -154,7 +154,7 @@ def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskRe
         ranking = metrics.rank(scores, relevance > 0, valid)
         found.append((block.rows, ranking))
         values.append(_value(ready.task.metric, ranking, scores, relevance))
-        measures.append(metrics.at_cutoffs(scores, relevance, valid))
+        golds.append(metrics.worst_ranks(scores, relevance, valid))
     rows = np.argsort(np.concatenate([rows for rows, _ in found]))
 
     def column(values: Sequence[torch.Tensor]) -> tuple:
@@ -171,7 +171,7 @@ def _evaluated(ready: _Ready, rerank: Rescorer | None, progress: bool) -> TaskRe
         chance=float(torch.cat([guessed for _, guessed in values]).mean()),
         candidates=round(float(torch.cat([r.offered for r in rankings]).double().mean())),
         metric=ready.task.metric,
-        measures={name: float(torch.cat([block[name] for block in measures]).mean()) for name in measures[0]},
+        measures={name: float(value.mean()) for name, value in metrics.GoldRanks.joined(golds).at().items()},
     )
 
 
