@@ -205,3 +205,14 @@ def test_all_queries_of_a_label_set_share_one_tuple(whole):
 
     task = load_benchmark("mmeb", whole).tasks[0]
     assert len({id(searched) for searched in task.candidates}) == 1
+
+
+def test_a_constant_model_gets_chance_on_every_set(whole, constant):
+    """The trap of ties: the right candidate stands first in its row, and an arg-max takes the first of equals."""
+    from hardwon.evaluation import evaluate, load_benchmark
+
+    report = evaluate(constant(), load_benchmark("mmeb", whole), progress=False)
+    for result in report.results:
+        assert result.hits == pytest.approx([1 / mmeb.CANDIDATES] * mmeb.QUERIES)
+        assert result.measures["hit@1"] == 0
+        assert result.tied == 1

@@ -120,3 +120,12 @@ def test_neighbours_have_their_columns(tmp_path, fake, shown):
     assert scores_of(reports["msrvtt"])["msrvtt_t2v@5"] == 100 * sum(rank <= 5 for rank in film.ranks) / 8
     assert scores_of(reports["msrvtt"])["msrvtt_t2v@1"] == 100 * sum(film.hits) / 8
     assert all("this report" in shown(standing(made)) for made in reports.values())
+
+
+def test_directions_are_not_swapped():
+    """The trap of tables whose two headers are the wrong way round: finding one of five captions is always the easier way."""
+    from hardwon.evaluation import references
+
+    for name in ("flickr30k", "coco"):
+        for row in references(name):
+            assert row.scores[f"{name}_i2t"] > row.scores[f"{name}_t2i"], row.model
