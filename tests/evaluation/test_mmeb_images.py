@@ -216,3 +216,23 @@ def test_a_constant_model_gets_chance_on_every_set(whole, constant):
         assert result.hits == pytest.approx([1 / mmeb.CANDIDATES] * mmeb.QUERIES)
         assert result.measures["hit@1"] == 0
         assert result.tied == 1
+
+
+def test_json_lines_may_hold_anything(tmp_path):
+    import json
+
+    table = mmeb.write_set(tmp_path, "OVEN")
+    (tmp_path / "OVEN/test-00000-of-00001.parquet").unlink()
+    table[1]["tgt_text"] = [["a list"], *table[1]["tgt_text"][1:]]
+    table[2]["qry_text"] = 7
+    table[3] = ["no object"]
+    (tmp_path / "OVEN/test.jsonl").write_text("\n".join(json.dumps(row) for row in table) + "\n{")
+    told = next(gone.why for gone in only(tmp_path, "CIRR").missing if gone.name == "OVEN")
+    for line, reason in (
+        (2, "lists of strings"),
+        (3, "the query must be strings"),
+        (4, "must be a JSON object"),
+        (5, "is not JSON"),
+    ):
+        assert f"OVEN/test.jsonl:{line}: " in told
+        assert reason in told

@@ -11,6 +11,7 @@ with spaces at the ends. Pictures are looked for in the folder itself and in `im
 `MMEB/` of it.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hardwon.errors import DataError, OnError
 from hardwon.evaluation.gather import Asked, Pool, Shown, asked_of, first_folder, gather, task_of
 from hardwon.evaluation.task import Benchmark, Task
 
+Known = dict[tuple[Any, Any, Any], int]
 _ROW = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 _BASES = ("", "image-tasks", "MMEB-eval")
 _PICTURES = ("images", "", "eval_images", "image-tasks", "image-tasks/MMEB", "MMEB")
@@ -37,7 +39,8 @@ def _task(root: Path, one: DataSet) -> Task:
     records = [record for file in files_of(root, _BASES, one) for record in read_table(file)]
     folders = [root / name for name in _PICTURES]
     pool = Pool(first_folder(folders, next((path for record in records for path in _paths(record.row)), "")))
-    return task_of(one.name, (one.meta_task, one.distribution), asked_of(records, lambda r: [_asked(r.row, pool)]), pool)
+    known: Known = {}
+    return task_of(one.name, (one.meta_task, one.distribution), asked_of(records, lambda r: [_asked(r.row, pool, known)]), pool)
 
 
 def files_of(root: Path, bases: Sequence[str], one: DataSet) -> list[Path]:
@@ -65,7 +68,8 @@ def _paths(row: Mapping[str, Any]) -> Iterator[str]:
         yield from (path for path in (value if isinstance(value, list) else [value]) if isinstance(path, str) and path)
 
 
-def _asked(row: Mapping[str, Any], pool: Pool) -> Asked:
+def _asked(row: Mapping[str, Any], pool: Pool, known: Known) -> Asked:
+    """The query of a row; `known` remembers candidates as they are written, for a thousand rows name the same thousand."""
     missing = [name for name in _ROW if name not in row]
     if missing:
         raise DataError(f"has no {missing[0]}")
@@ -77,10 +81,15 @@ def _asked(row: Mapping[str, Any], pool: Pool) -> Asked:
         raise DataError("tgt_text and tgt_img_path must be lists of the same length")
     if not texts:
         raise DataError("has no candidates: tgt_text and tgt_img_path are empty")
+    if not all(isinstance(part, str | None) for part in (*texts, *paths)):
+        raise DataError("tgt_text and tgt_img_path must be lists of strings")
     places = []
-    for number, (text, path) in enumerate(zip(texts, paths, strict=True)):
-        what = f"candidate {number}" if number else "candidate 0, the one that belongs to the query,"
-        places.append(pool.place(_shown(text, path, row.get("tgt_inst"), what)))
+    for number, written in enumerate(zip(texts, paths, itertools.repeat(row.get("tgt_inst")))):
+        place = known.get(written)
+        if place is None:
+            what = f"candidate {number}" if number else "candidate 0, the one that belongs to the query,"
+            place = known[written] = pool.place(_shown(*written, what))
+        places.append(place)
     return Asked(pool.item(query), (places[0],), tuple(places))
 
 
