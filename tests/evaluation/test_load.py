@@ -7,6 +7,7 @@ def test_a_folder_is_read_as_it_is(benchmark_of, tmp_path):
     made = benchmark_of()
     write_benchmark(made, tmp_path / "mine")
     assert load_benchmark(str(tmp_path / "mine")).revision == made.revision
+    assert load_benchmark("mine", tmp_path).revision == made.revision
 
 
 def test_the_built_in_one_is_made_once_below_its_root(benchmark_of, tmp_path, monkeypatch):

@@ -38,8 +38,13 @@ def write_benchmark(benchmark: Benchmark, folder: Path) -> None:
 
     Raises:
         ArtifactError: the folder is not empty.
-        DataError: a picture that is held as bytes or lies elsewhere.
+        DataError: a picture that is held as bytes or lies elsewhere; tasks that are missing, which a file cannot say.
     """
+    if benchmark.missing:
+        names = ", ".join(gone.name for gone in benchmark.missing[:5])
+        raise DataError(
+            f"{benchmark.name} lacks {len(benchmark.missing)} tasks ({names}): read from files it would look complete"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is not empty; choose another folder or empty it")
     root = folder.resolve().parent

@@ -7,7 +7,6 @@ queries there were; one without a result holds the string "FILE_N/A". The two do
 called NAME-fixed, as in the published files. Ties are broken against the model.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -110,6 +109,6 @@ def _wrong(values: Any) -> list[str]:
     for measure in MEASURES:
         value = values.get(measure)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not -1e-9 <= value <= 1 + 1e-9:
+        if not number or not -1e-9 <= value <= 1 + 1e-9:
             found.append(f"{measure} is {value!r}, not a number in [0, 1]")
     return found + [f"has no {name}" for name in ("num_pred", "num_data") if not isinstance(values.get(name), int)]

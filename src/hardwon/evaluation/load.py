@@ -38,7 +38,7 @@ def load_benchmark(name: str, root: Path | None = None, *, on_error: OnError = "
         name: "mmeb-small" (built in: made from packages of the ordinary registry when it is asked for the first time), a
             key of `READERS`, whose data people bring, or the path of a folder that `read_benchmark` takes.
         root: folder that holds the data of a named benchmark; docs/evaluation.md says how. "mmeb-small" is made below it,
-            or in the cache when there is none.
+            or in the cache when there is none. The path of a folder is relative to it.
         on_error: what to do about data sets that are not there or cannot be used: "raise" names all of them and what to
             download; "skip" goes on with the others and lists them in `Benchmark.missing`.
         revision: the beginning of the `Benchmark.revision` that is asked for, to be sure that the data are the same as
@@ -77,7 +77,7 @@ def _read(name: str, root: Path | None, on_error: OnError) -> Benchmark:
         return READERS[name](root, on_error)
     if name == SMALL:
         return read_benchmark(_small(root))
-    folder = Path(name)
+    folder = Path(name) if root is None else root / name
     if not folder.exists() and "/" not in name:
         raise DataError(unknown("benchmark", name, [SMALL, *READERS]) + f", or a folder with a {HEAD}")
     return read_benchmark(folder)

@@ -78,7 +78,7 @@ def _captioned(row: Mapping[str, Any]) -> Captioned:
         raise DataError("names no picture")
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
         raise DataError(f"picture {image} has no captions, or one that is empty")
-    return image, tuple(dict.fromkeys(captions))
+    return image, tuple(dict.fromkeys(caption.strip() for caption in captions))
 
 
 def _by_caption(row: Mapping[str, Any], pool: Pool, words: Wording) -> Iterator[Asked]:
@@ -220,7 +220,7 @@ def _videos(root: Path, name: str, source: str) -> Task:
             raise DataError("needs a video_id and a caption")
         frames = frames_of(root, f"frames/{video}", f"videos/{video}")
         gold = pool.place(Shown(instruction=words.candidate, video=frames))
-        for caption in dict.fromkeys(caption.strip() for caption in captions):
+        for caption in dict.fromkeys(captions):
             yield Asked(pool.item(Shown(caption, instruction=words.query)), (gold,))
 
     return task_of(name, _GROUPS, asked_of(read_table(files[0]), read), pool)
