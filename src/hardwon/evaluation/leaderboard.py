@@ -108,7 +108,6 @@ def _wrong(values: Any) -> list[str]:
     found = []
     for measure in MEASURES:
         value = values.get(measure)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not -1e-9 <= value <= 1 + 1e-9:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e-9 <= value <= 1 + 1e-9:
             found.append(f"{measure} is {value!r}, not a number in [0, 1]")
     return found + [f"has no {name}" for name in ("num_pred", "num_data") if not isinstance(values.get(name), int)]

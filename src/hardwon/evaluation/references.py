@@ -94,14 +94,15 @@ def standing(report: Report) -> Table:
         ArtifactError: as `scores_of`.
         RecipeError: as `scores_of`.
     """
-    columns, own = COLUMNS[report.benchmark] if report.benchmark in COLUMNS else (), scores_of(report)
+    own = scores_of(report)
+    columns = COLUMNS[report.benchmark]
     rows = [(row.scores, row.model, row.source, row.note, "") for row in references(report.benchmark)]
     rows.append((own, report.label or f"model {report.model[:12]}", "this report", "", "bold reverse"))
     rows.sort(key=lambda row: -row[0].get(columns[-1], row[0].get(columns[0], 0)))
     made = Table(title=f"{report.benchmark}: where {report.label or 'this model'} stands, %", caption=_marks(rows))
     made.add_column("model")
     for column in columns:
-        made.add_column(GROUPS.get(column, column), justify="right")
+        made.add_column(GROUPS.get(column) or column, justify="right")
     made.add_column("source")
     for scores, model, source, note, style in rows:
         cells = [f"{scores[column]:.1f}" if column in scores else "-" for column in columns]
