@@ -236,3 +236,14 @@ def test_json_lines_may_hold_anything(tmp_path):
     ):
         assert f"OVEN/test.jsonl:{line}: " in told
         assert reason in told
+
+
+def test_a_real_model_answers_all_shapes_of_queries(tmp_path, vlm):
+    from hardwon.evaluation import evaluate
+
+    for name in ("N24News", "OK-VQA", "WebQA", "CIRR"):
+        mmeb.write_set(tmp_path, name)
+    report = evaluate(vlm, only(tmp_path, "RefCOCO-Matching"), progress=False)
+    assert len(report.results) == 5
+    assert 0 <= report.mean(partial=True).mean <= 1
+    assert all(result.tied < 1 for result in report.results)
