@@ -294,3 +294,59 @@ def test_what_has_no_interval_is_refused():
         metrics.interval(torch.zeros(2), level=95.0, seed=0)
     with pytest.raises(ValueError, match=r"not asked the same queries: \[2\] and \[3\]"):
         metrics.paired([torch.zeros(2)], [torch.zeros(3)], seed=0)
+
+
+# ---- what leaderboards ask for
+
+
+def test_cutoffs_agree_with_a_well_kept_library():
+    """All trials: python -m benchmarks.reliability --only E7."""
+    from trials import trials
+
+    from benchmarks.reliability.evaluation import metrics_agree
+
+    outcome = metrics_agree(trials(150), seed=1)
+    assert outcome.failed == 0, outcome.found
+
+
+def test_cutoffs_break_every_tie_against_the_model():
+    scores = torch.tensor([[1.0, 1.0, 1.0, 0.5], [0.5, 0.25, 0.25, 0.25]])
+    relevance = torch.tensor([[0.0, 3.0, 1.0, 0.0], [1.0, 0.0, 2.0, 0.0]])
+    at = metrics.worst_ranks(scores, relevance, ones(scores)).at((1, 2, 3))
+    assert at["hit@1"].tolist() == [0, 1]
+    assert at["mrr@2"].tolist() == [0.5, 1]
+    assert at["precision@3"].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert at["recall@2"].tolist() == [0.5, 0.5]
+    assert at["f1@2"].tolist() == [0.5, 0.5]
+    assert at["map@3"].tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 1 / 2])
+    ideal = [3 + 1 / math.log2(3), 2 + 1 / math.log2(3)]
+    # Among gold ones of one score the lowest grade stands first.
+    assert at["ndcg_linear@3"].tolist() == pytest.approx([(1 / math.log2(3) + 3 / 2) / ideal[0], 1 / ideal[1]])
+    assert at["ndcg_exponential@3"][0] == pytest.approx((1 / math.log2(3) + 7 / 2) / (7 + 1 / math.log2(3)))
+
+
+@given(rows())
+@settings(max_examples=200, deadline=None)
+def test_cutoffs_are_the_worst_of_all_orders_of_ties(row):
+    scores, grades, valid, k, _ = row
+    found = [
+        (any(grades[c] > 0 for c in order[:k]), next(n for n, c in enumerate(order, 1) if grades[c] > 0))
+        for order in orders(scores, valid)
+    ]
+    at = metrics.worst_ranks(torch.tensor([scores]), torch.tensor([grades]), torch.tensor([valid])).at((k,))
+    first = max(place for _, place in found)
+    assert at[f"hit@{k}"].item() == min(hit for hit, _ in found)
+    assert at[f"mrr@{k}"].item() == pytest.approx(1 / first if first <= k else 0)
+
+
+def test_ranks_of_several_blocks_are_those_of_all_queries():
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.randint(0, 6, (40, 9), generator=generator).double()
+    relevance = torch.randint(0, 2, (40, 9), generator=generator) * torch.randint(1, 4, (40, 9), generator=generator).double()
+    relevance[:, 0] = 1
+    blocks = [metrics.worst_ranks(scores[n : n + 7], relevance[n : n + 7], ones(scores[n : n + 7])) for n in range(0, 40, 7)]
+    whole = metrics.worst_ranks(scores, relevance, ones(scores)).at()
+    for name, values in metrics.GoldRanks.joined(blocks).at().items():
+        assert torch.equal(values, whole[name]), name
+    empty = torch.zeros(0, 3)
+    assert all(len(values) == 0 for values in metrics.worst_ranks(empty, empty, ones(empty)).at().values())

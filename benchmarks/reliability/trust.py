@@ -70,6 +70,14 @@ def ties(times: int, seed: int) -> Outcome:
 
 # ---- E4: leaks
 
+
+def encoded(image: Image.Image, kind: str = "PNG", quality: int = 90) -> bytes:
+    """A picture as bytes."""
+    out = io.BytesIO()
+    image.save(out, kind, quality=quality)
+    return out.getvalue()
+
+
 CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
     "exact": encoded,
     "re-encoded": lambda image: encoded(image, "JPEG", 50),
@@ -82,13 +90,6 @@ WORDS = [
     for a in ("ka", "lo", "mi", "ru", "te", "sa", "bo", "ne")
     for b in ("ran", "tis", "mol", "der", "vik", "pan", "lus", "gor")
 ]
-
-
-def encoded(image: Image.Image, kind: str = "PNG", quality: int = 90) -> bytes:
-    """A picture as bytes."""
-    out = io.BytesIO()
-    image.save(out, kind, quality=quality)
-    return out.getvalue()
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:

@@ -153,6 +153,71 @@ def ndcg(
     return torch.where(valid, gain * share, 0).sum(dim=1) / ideal
 
 
+@dataclass(frozen=True)
+class GoldRanks:
+    """Where every gold candidate of each query stands when each tie is broken against the model.
+
+    Attributes:
+        grades: of the gold candidates, best placed first; 0 where a query has fewer than others.
+        ranks: their ranks; 1 is first.
+    """
+
+    grades: Float[Tensor, "q g"]
+    ranks: Float[Tensor, "q g"]
+
+    @classmethod
+    def joined(cls, blocks: Sequence["GoldRanks"]) -> "GoldRanks":
+        """Those of all queries of several blocks."""
+        most = max(block.grades.shape[1] for block in blocks)
+        columns = [[torch.nn.functional.pad(t, (0, most - t.shape[1])) for t in (b.grades, b.ranks)] for b in blocks]
+        grades, ranks = zip(*columns, strict=True)
+        return cls(torch.cat(grades), torch.cat(ranks))
+
+    def at(self, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, Float[Tensor, " q"]]:
+        """What leaderboards ask for, per query, for the first k: "hit@k", "precision@k", "ndcg_linear@k" ...
+
+        hit, precision, recall, f1, map (average precision, over as many as could be found), mrr, and nDCG with linear and
+        exponential gains.
+        """
+        own = self.grades > 0
+        counts, order = own.sum(dim=1), torch.arange(1, own.shape[1] + 1)
+        ranks = self.ranks.clamp(min=1)
+        made: dict[str, Tensor] = {}
+        for k in cutoffs:
+            _check_k(k)
+            inside = own & (ranks <= k)
+            found = inside.sum(dim=1).double()
+            precision, recalled = found / k, found / counts
+            made[f"hit@{k}"] = (found > 0).double()
+            made[f"precision@{k}"], made[f"recall@{k}"] = precision, recalled
+            made[f"f1@{k}"] = torch.where(found > 0, 2 * precision * recalled / (precision + recalled), 0)
+            made[f"map@{k}"] = torch.where(inside, order / ranks, 0).sum(dim=1) / counts.clamp(max=k)
+            made[f"mrr@{k}"] = torch.where(inside, 1 / ranks, 0)[:, 0]
+            for name, gain in (("linear", self.grades), ("exponential", torch.exp2(self.grades) - 1)):
+                best = gain.sort(dim=1, descending=True).values[:, :k]
+                ideal = (best / torch.log2(1 + order[: best.shape[1]].double())).sum(dim=1)
+                made[f"ndcg_{name}@{k}"] = torch.where(inside, gain / torch.log2(1 + ranks), 0).sum(dim=1) / ideal
+        return made
+
+
+def worst_ranks(scores: Float[Tensor, "q c"], relevance: Float[Tensor, "q c"], valid: Bool[Tensor, "q c"]) -> GoldRanks:
+    """Rank every gold candidate, those that are not gold before it where scores are equal. Arguments and errors as `ndcg`."""
+    gold = relevance > 0
+    _check(scores, gold, valid)
+    scores, relevance = scores.double(), relevance.double()
+    most = int(gold.sum(dim=1).max()) if len(scores) else 1
+    # Two stable sorts of the few gold ones: by score, and where scores are equal the lowest grade first.
+    columns = gold.double().topk(most, dim=1).indices
+    own, level, grade = gold.gather(1, columns), scores.gather(1, columns), relevance.gather(1, columns)
+    level = level.masked_fill(~own, -torch.inf)
+    order = grade.masked_fill(~own, torch.inf).argsort(dim=1, stable=True)
+    order = order.gather(1, level.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    own, level, grade = own.gather(1, order), level.gather(1, order), grade.gather(1, order)
+    others = scores.masked_fill(gold | ~valid, -torch.inf)
+    before = torch.stack([(others >= level[:, g : g + 1]).sum(dim=1) for g in range(most)], dim=1)
+    return GoldRanks(torch.where(own, grade, 0), before + torch.arange(1, most + 1).double())
+
+
 def _spans(scores: Float[Tensor, "q c"], valid: Bool[Tensor, "q c"]) -> tuple[Int[Tensor, "q c"], Int[Tensor, "q c"]]:
     """For each candidate, how many score higher and how many have its score (itself included); meaningless if not valid."""
     masked = scores.double().masked_fill(~valid, -torch.inf)

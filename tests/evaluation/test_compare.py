@@ -74,7 +74,7 @@ def test_reports_that_disagree_about_the_number_of_queries_are_refused(make_repo
 def test_a_comparison_can_be_printed(make_report, shown):
     found = make_report("new", labels=[1] * 30, words=[0]).diff(make_report("old", labels=[0] * 30, words=[1]))
     for text in (str(found), shown(found), shown(found.table())):
-        assert "new − old on tiny, hit@1 in points" in text
+        assert "new − old on tiny, in points" in text
         assert "+100.0 ±0.0" in text
         assert "-100.0 ±0.0" in text
         assert "0.0005" in text

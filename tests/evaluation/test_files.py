@@ -154,7 +154,8 @@ def test_a_bad_head_is_told_why(folder, changes, message):
         ({"distribution": "id"}, "unknown distribution 'id'"),
         ({"name": "a/b"}, "cannot name a folder"),
         ({"name": "pictures"}, "several tasks are named pictures"),
-        ({"metric": "ndcg"}, "unknown field 'metric'"),
+        ({"metric": "ndcg"}, "unknown metric 'ndcg': did you mean 'ndcg@5'"),
+        ({"measure": "ndcg"}, "unknown field 'measure'"),
         ({"queries": "some/gone.jsonl"}, "some/gone.jsonl cannot be read"),
         ({"queries": "../../gone.jsonl"}, "leads out of the data root"),
         ({"corpus": "some"}, "some cannot be read"),
@@ -231,3 +232,14 @@ def test_no_line_causes_anything_but_our_errors(folder, line, file):
         pass
     finally:
         (folder / file).write_bytes(before)
+
+
+def test_a_benchmark_with_missing_tasks_is_not_written_as_if_it_were_complete(benchmark_of, tmp_path):
+    from dataclasses import replace
+
+    from hardwon.errors import DataError
+    from hardwon.evaluation import Missing, write_benchmark
+
+    with pytest.raises(DataError, match=r"lacks 1 tasks \(SUN397\)"):
+        write_benchmark(replace(benchmark_of(), missing=(Missing("SUN397", "gone"),)), tmp_path / "made")
+    assert not (tmp_path / "made").exists()

@@ -9,6 +9,7 @@ Forms of a row:
   `negative_video`. One video for each item; the frames are extracted beforehand, e.g. with ffmpeg. CSV has no lists.
 - examples: `query`, `candidates`, `source`, `related`, as `items.write_examples` writes them (JSON lines).
 - mined data in UniME-V2's form, as its authors release it (a `.json` list; see `hardwon.data.unime`).
+- rows of MMEB-train (`qry`, `pos_text` ...; `hardwon.data.mmeb.train` reads the whole folder).
 - captions: a folder with `captions.csv`, `captions.jsonl` or `metadata.jsonl` (columns `file_name`, `text`), or with
   `name.txt` beside `name.png`; the caption is the query, the picture its positive.
 
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import get_args, overload
 
 from hardwon.artifacts import write_atomically
-from hardwon.data.read_files import pictures_below, read_records
+from hardwon.data.read_files import Record, pictures_below, read_records
 from hardwon.data.read_rows import Rows
 from hardwon.errors import BadRow, BadRows, DataError, OnError, RecipeError, unknown
 from hardwon.items import Example, Item, resolve
@@ -130,6 +131,22 @@ def read(
     if not records:
         raise DataError(f"{path} is empty: it holds no rows")
     rows = Rows(root or (path if path.is_dir() else path.parent), decode_pictures)
+    return collect(path, records, rows, on_error=on_error, max_bad_fraction=max_bad_fraction)
+
+
+def collect(
+    path: Path, records: Sequence[Record], rows: Rows, *, on_error: OnError, max_bad_fraction: float, source: str = ""
+) -> Dataset:
+    """The data set of rows that were read already; what is wrong with them is treated as in `read`.
+
+    Args:
+        path: where they were read.
+        records: all of them.
+        rows: makes examples of them.
+        on_error: as in `read`.
+        max_bad_fraction: as in `read`.
+        source: of examples that state none.
+    """
     examples: list[Example] = []
     bad: list[BadRow] = []
     with _progress(path, len(records), "rows") as advance:
@@ -137,7 +154,8 @@ def read(
             try:
                 if record.reason:
                     raise DataError(record.reason)
-                examples.append(rows.example(record.row))
+                made = rows.example(record.row)
+                examples.append(made if made.source or not source else replace(made, source=source))
             except DataError as error:
                 bad.append(_bad(record.file, record.line, error))
             advance()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from hardwon.data.mmeb_rows import COLUMNS as MMEB_COLUMNS
 from hardwon.data.unime import COLUMNS as UNIME_COLUMNS
 from hardwon.errors import DataError, unknown
 
@@ -68,6 +69,16 @@ def read_records(path: Path) -> Iterator[Record]:
     return _READERS[kind](path, _pair_columns)
 
 
+def read_table(path: Path) -> Iterator[Record]:
+    """Every row of one file, whatever its columns are called. Raises DataError as `read_records` does."""
+    if not path.is_file():
+        raise DataError(_missing(path))
+    kind = path.suffix.lower()
+    if kind not in _READERS:
+        raise DataError(f"{path}: {unknown('kind of file', kind, _READERS)}")
+    return _READERS[kind](path, tuple)
+
+
 def pictures_below(folder: Path) -> list[Path]:
     """Files below a folder that are pictures by their suffix, sorted by path; names that begin with a dot are left out."""
     if not folder.is_dir():
@@ -103,6 +114,8 @@ Columns = Callable[[Iterable[str]], tuple[str, ...]]
 def _pair_columns(names: Iterable[str]) -> tuple[str, ...]:
     if "hard_negatives" in names:
         return UNIME_COLUMNS
+    if "qry" in names:
+        return MMEB_COLUMNS
     return EXAMPLE_COLUMNS if "candidates" in names else PAIR_COLUMNS
 
 

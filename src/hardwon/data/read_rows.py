@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from hardwon.data import unime
+from hardwon.data import mmeb_rows, unime
 from hardwon.data.read_files import json_kind, not_unicode
 from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Candidate, Example, Item, Origin, item_from_json, listed_paths
@@ -68,6 +68,8 @@ class Rows:
     def _read(self, row: Mapping[str, Any]) -> Example:
         if "hard_negatives" in row:
             return unime.example(row, self._item)
+        if "qry" in row:
+            return mmeb_rows.example(row, self._item)
         return self._stated(row) if "candidates" in row else self._pair(row)
 
     def _pair(self, row: Mapping[str, Any]) -> Example:

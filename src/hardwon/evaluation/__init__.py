@@ -6,13 +6,14 @@ from hardwon.evaluation.fusion import Learned, learn_fusion, learn_weight
 from hardwon.evaluation.held_out import benchmark_of
 from hardwon.evaluation.leakage import Leak, Leaks, leakage
 from hardwon.evaluation.load import load_benchmark
+from hardwon.evaluation.references import references
 from hardwon.evaluation.report import Report, comparison_table
 from hardwon.evaluation.reranking import Reranking, evaluate_reranking
 from hardwon.evaluation.result import GROUPS, TaskResult
 from hardwon.evaluation.robustness import Robustness, order_robustness
 from hardwon.evaluation.run import evaluate
 from hardwon.evaluation.sample import cost_of_sample, sampled
-from hardwon.evaluation.task import Benchmark, Task
+from hardwon.evaluation.task import Benchmark, Missing, Task
 
 __all__ = [
     "GROUPS",
@@ -23,6 +24,7 @@ __all__ = [
     "Leak",
     "Leaks",
     "Learned",
+    "Missing",
     "Report",
     "Reranking",
     "Robustness",
@@ -40,6 +42,7 @@ __all__ = [
     "load_benchmark",
     "order_robustness",
     "read_benchmark",
+    "references",
     "sampled",
     "write_benchmark",
 ]

@@ -68,7 +68,7 @@ class Comparison:
 
     def table(self) -> Table:
         """A row per task and mean."""
-        title = f"{self.first} − {self.second} on {self.benchmark}, hit@1 in points"
+        title = f"{self.first} − {self.second} on {self.benchmark}, in points"
         caption = f"paired bootstrap over queries, 95 %, {self.draws} draws, seed {self.seed}; p by sign flips, per row"
         made = Table(title=title, caption=caption)
         made.add_column("data set")

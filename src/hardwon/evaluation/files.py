@@ -1,9 +1,11 @@
 """Benchmarks as folders: `benchmark.json`, and for each task `queries.jsonl` and `corpus.jsonl`.
 
-    benchmark.json   {"name": ..., "root": "..", "tasks": [{"name", "meta_task", "distribution", "queries", "corpus"}, ...]}
-    queries.jsonl    {"query": ITEM, "gold": [corpus positions], "candidates": [corpus positions] or left out}
+    benchmark.json   {"name": ..., "root": "..", "tasks": [TASK, ...]}
+    TASK             {"name", "meta_task", "distribution", "queries", "corpus", "metric"}
+    queries.jsonl    {"query": ITEM, "gold": [corpus positions], "candidates": [corpus positions] or left out, "grades": [...]}
     corpus.jsonl     ITEM
 
+`metric` ("hit@1" or "ndcg@5") may be left out, and so may `grades`, numbers above 0 for each of `gold`.
 Positions count lines of `corpus.jsonl` from 0. Pictures are named relative to the root: the folder that holds the
 benchmark's folder, or `root`, a path relative to the benchmark's folder that may not lead further up than that.
 """
@@ -16,14 +18,16 @@ from typing import Any
 from hardwon.artifacts import write_atomically
 from hardwon.errors import ArtifactError, BadMedia, BadRow, BadRows, DataError, unknown
 from hardwon.evaluation.own import read_qrels, read_questions
-from hardwon.evaluation.task import Benchmark, Positions, Task, wrong_head, wrong_positions
+from hardwon.evaluation.task import Benchmark, Positions, Task, wrong_grades, wrong_head, wrong_positions
 from hardwon.items import Item, item_from_json, resolve
 from hardwon.pictures import check_picture
 
 HEAD = "benchmark.json"
 _HEAD_FIELDS = ("name", "root", "tasks")
 _TASK_FIELDS = ("name", "meta_task", "distribution", "queries", "corpus")
-_ROW_FIELDS = ("query", "gold", "candidates")
+Grades = tuple[float, ...]
+_OPTIONAL_FIELDS = ("metric",)
+_ROW_FIELDS = ("query", "gold", "candidates", "grades")
 
 
 def write_benchmark(benchmark: Benchmark, folder: Path) -> None:
@@ -35,8 +39,13 @@ def write_benchmark(benchmark: Benchmark, folder: Path) -> None:
 
     Raises:
         ArtifactError: the folder is not empty.
-        DataError: a picture that is held as bytes or lies elsewhere.
+        DataError: a picture that is held as bytes or lies elsewhere; tasks that are missing, which a file cannot say.
     """
+    if benchmark.missing:
+        names = ", ".join(gone.name for gone in benchmark.missing[:5])
+        raise DataError(
+            f"{benchmark.name} lacks {len(benchmark.missing)} tasks ({names}): read from files it would look complete"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is not empty; choose another folder or empty it")
     root = folder.resolve().parent
@@ -45,7 +54,9 @@ def write_benchmark(benchmark: Benchmark, folder: Path) -> None:
     listed = []
     for task in benchmark.tasks:
         (folder / task.name).mkdir(parents=True)
-        row = {"name": task.name, "meta_task": task.meta_task, "distribution": task.distribution}
+        row: dict[str, str] = {"name": task.name, "meta_task": task.meta_task, "distribution": task.distribution}
+        if task.metric != "hit@1":
+            row["metric"] = task.metric
         for what, text in zip(("queries", "corpus"), texts[task.name], strict=True):
             row[what] = f"{task.name}/{what}.jsonl"
             write_atomically(folder / row[what], text)
@@ -68,6 +79,8 @@ def _texts(task: Task, root: Path) -> tuple[str, str]:
         row: dict[str, Any] = {"query": named(query), "gold": list(gold)}
         if task.candidates is not None and len(task.candidates[number]) < len(task.corpus):
             row["candidates"] = list(task.candidates[number])
+        if task.grades is not None:
+            row["grades"] = list(task.grades[number])
         rows.append(row)
     return _lines(rows), _lines(named(item) for item in task.corpus)
 
@@ -149,10 +162,11 @@ class _Reader:
         """The task of one entry of `benchmark.json`, or None when some of its rows are bad."""
         where = f"{self.folder / HEAD}: task {number}"
         _expect(isinstance(row, dict), f"{where} must be an object")
-        _known(row, _TASK_FIELDS, f"{where}: ")
-        for name in _TASK_FIELDS:
-            _expect(isinstance(row.get(name), str), f"{where}: {name} must be a string")
-        reason = wrong_head(row["name"], row["meta_task"], row["distribution"])
+        _known(row, (*_TASK_FIELDS, *_OPTIONAL_FIELDS), f"{where}: ")
+        metric = row.get("metric", "hit@1")
+        for name, value in [*((name, row.get(name)) for name in _TASK_FIELDS), ("metric", metric)]:
+            _expect(isinstance(value, str), f"{where}: {name} must be a string")
+        reason = wrong_head(row["name"], row["meta_task"], row["distribution"], metric)
         _expect(not reason, f"{where}: {reason}")
         before = len(self.bad)
         corpus = [self._used(*line, self._item) for line in self._lines(row["corpus"])]
@@ -161,11 +175,14 @@ class _Reader:
             _expect(bool(found), f"{where}: {row[name]} is empty")
         if len(self.bad) > before:
             return None
-        queries, gold, searched = zip(*(query for query in asked if query is not None), strict=True)
+        queries, gold, searched, graded = zip(*(query for query in asked if query is not None), strict=True)
         items = tuple(item for item in corpus if item is not None)
         whole = tuple(range(len(items)))  # one object for all queries that name no candidates
         candidates = None if all(s is None for s in searched) else tuple(whole if s is None else s for s in searched)
-        return Task(row["name"], row["meta_task"], row["distribution"], queries, items, gold, candidates)
+        grades = None
+        if any(g is not None for g in graded):
+            grades = tuple((1.0,) * len(own) if g is None else g for own, g in zip(gold, graded, strict=True))
+        return Task(row["name"], row["meta_task"], row["distribution"], queries, items, gold, candidates, metric, grades)
 
     def _lines(self, name: str) -> list[tuple[str, int, bytes]]:
         path = resolve(self.folder, name)
@@ -205,14 +222,21 @@ class _Reader:
         if self._pictures[picture]:
             raise BadMedia(self._pictures[picture])
 
-    def _query(self, row: Any, corpus: int) -> tuple[Item, Positions, Positions | None]:
+    def _query(self, row: Any, corpus: int) -> tuple[Item, Positions, Positions | None, Grades | None]:
         _expect(isinstance(row, dict), f"a row of queries is an object with query and gold, got {type(row).__name__}")
         _known(row, _ROW_FIELDS)
         _expect(row.get("query") is not None, "no query")
         gold, candidates = _positions(row, "gold") or (), _positions(row, "candidates")
         reason = wrong_positions(gold, candidates, corpus)
         _expect(not reason, reason)
-        return self._item(row["query"]), gold, candidates
+        grades = row.get("grades")
+        if grades is not None:
+            numbers = isinstance(grades, list) and all(isinstance(g, int | float) and not isinstance(g, bool) for g in grades)
+            _expect(numbers, "grades must be a list of numbers")
+            reason = wrong_grades(grades, len(gold))
+            _expect(not reason, reason)
+            grades = tuple(float(grade) for grade in grades)
+        return self._item(row["query"]), gold, candidates, grades
 
 
 def _parsed(line: bytes) -> Any:

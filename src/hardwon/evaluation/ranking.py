@@ -11,7 +11,7 @@ from hardwon import metrics
 from hardwon.distributed import World
 from hardwon.evaluation.asked import Asked
 from hardwon.evaluation.result import TaskResult
-from hardwon.evaluation.task import Positions, Task
+from hardwon.evaluation.task import Metric, Positions, Task
 from hardwon.evaluation.vectors import Vectors
 from hardwon.items import Item
 from hardwon.search.rescore import Rescored, Rescorer, rescored
@@ -74,13 +74,18 @@ def ranked(ready: Ready, rerank: Rescorer | None, progress: bool, world: World) 
     if rerank is not None:
         levels, read = _reranked(ready, rerank, f"reranking {ready.task.name}" if progress else "", world)
     found: list[tuple[np.ndarray, metrics.Ranking]] = []
+    values: list[tuple[torch.Tensor, torch.Tensor]] = []
+    golds: list[metrics.GoldRanks] = []
     firsts: list[np.ndarray] = []
     for block in _blocks(ready):
-        scores = block.scores if levels is None else _adjusted(block, levels)
-        gold = _gold(ready, block)
-        asked = torch.from_numpy(gold)
-        found.append((block.rows, metrics.rank(torch.from_numpy(scores), asked, torch.ones_like(asked))))
-        firsts.append(_first(ready, block, scores, gold))
+        placed, grades = block.scores if levels is None else _adjusted(block, levels), _relevance(ready, block)
+        scores, relevance = torch.from_numpy(placed), torch.from_numpy(grades)
+        valid = torch.ones_like(relevance, dtype=torch.bool)
+        ranking = metrics.rank(scores, relevance > 0, valid)
+        found.append((block.rows, ranking))
+        values.append(_value(ready.task.metric, ranking, scores, relevance))
+        golds.append(metrics.worst_ranks(scores, relevance, valid))
+        firsts.append(_first(ready, block, placed, grades > 0))
     rows = np.argsort(np.concatenate([rows for rows, _ in found]))
 
     def column(values: Sequence[torch.Tensor]) -> tuple:
@@ -91,15 +96,28 @@ def ranked(ready: Ready, rerank: Rescorer | None, progress: bool, world: World) 
         ready.task.name,
         ready.task.meta_task,
         ready.task.distribution,
-        hits=column([r.hit() for r in rankings]),
+        hits=column([value for value, _ in values]),
         ranks=column([r.rank() for r in rankings]),
         ties=column([r.others_tied for r in rankings]),
-        chance=float(torch.cat([r.chance() for r in rankings]).mean()),
+        chance=float(torch.cat([guessed for _, guessed in values]).mean()),
         candidates=round(float(torch.cat([r.offered for r in rankings]).double().mean())),
         worst=column([r.worst_rank() for r in rankings]),
         firsts=tuple(np.concatenate(firsts)[rows].tolist()),
+        metric=ready.task.metric,
+        measures={name: float(value.mean()) for name, value in metrics.GoldRanks.joined(golds).at().items()},
     )
     return result, read
+
+
+def _value(
+    metric: Metric, ranking: metrics.Ranking, scores: Float[torch.Tensor, "q c"], relevance: Float[torch.Tensor, "q c"]
+) -> tuple[Float[torch.Tensor, " q"], Float[torch.Tensor, " q"]]:
+    """The metric of each query, and what guessing gets: the same with all scores equal."""
+    if metric == "hit@1":
+        return ranking.hit(), ranking.chance()
+    valid = torch.ones_like(relevance, dtype=torch.bool)
+    guessed = metrics.ndcg(torch.zeros_like(scores), relevance, valid, 5)
+    return metrics.ndcg(scores, relevance, valid, 5).clamp(max=1), guessed.clamp(max=1)  # rounding ends above 1 at times
 
 
 def _first(
@@ -134,10 +152,17 @@ def _similarity(queries: Float[np.ndarray, "q d"], corpus: Float[np.ndarray, "c 
     return made
 
 
-def _gold(ready: Ready, block: _Block) -> Bool[np.ndarray, "q c"]:
-    """Gold, and candidates that show the same as gold."""
+def _relevance(ready: Ready, block: _Block) -> Float[np.ndarray, "q c"]:
+    """The grades of gold, and of candidates that show the same as gold; 0 for all others."""
     shown = ready.shown[block.positions]
-    return np.stack([np.isin(shown, ready.shown[list(ready.task.gold[row])]) for row in block.rows])
+    made = np.zeros(block.scores.shape)
+    for line, row in enumerate(block.rows):
+        gold = ready.task.gold[row]
+        grades = (1.0,) * len(gold) if ready.task.grades is None else ready.task.grades[row]
+        for position, grade in zip(gold, grades, strict=True):
+            same = shown == ready.shown[position]
+            made[line, same] = np.maximum(made[line, same], grade)
+    return made
 
 
 def _best(ready: Ready, block: _Block, depth: int) -> Int[np.ndarray, "q k"]:
@@ -169,7 +194,7 @@ def heads_of(ready: Ready, depth: int) -> list[Head]:
     """The best `depth` candidates of every query of a task: what a reranker is shown."""
     made = []
     for block in _blocks(ready):
-        best, gold = _best(ready, block, depth), _gold(ready, block)
+        best, gold = _best(ready, block, depth), _relevance(ready, block) > 0
         for line, (row, columns) in enumerate(zip(block.rows.tolist(), best, strict=True)):
             items = tuple(ready.task.corpus[n] for n in block.positions[columns])
             made.append(Head(row, columns, items, block.scores[line, columns], gold[line, columns]))

@@ -87,7 +87,7 @@ class Report:
         raise RecipeError(unknown(f"task of {self.benchmark} with a result", task, [result.name for result in self.results]))
 
     def mean(self, group: str = "all", *, partial: bool = False) -> Interval:
-        """Mean hit@1 over data sets, never over means, with its 95 % bootstrap interval.
+        """Mean of the metric over data sets, never over means, with its 95 % bootstrap interval.
 
         Args:
             group: "all", a meta-task, "ind" or "ood".
@@ -179,13 +179,18 @@ class Report:
         """One line; the hits of every query would fill pages."""
         mean = sum(result.tensor().mean().item() for result in self.results) / len(self.results)
         count = f"{len(self.results)} of {len(self.tasks)} data sets"
-        return f"<Report of {self._name()} on {self.benchmark}: {count}, mean hit@1 {100 * mean:.1f} %>"
+        return f"<Report of {self._name()} on {self.benchmark}: {count}, mean {_metrics(self)} {100 * mean:.1f} %>"
 
     def __rich__(self) -> Table:
         return self.table()
 
     def __str__(self) -> str:
         return rendered(self.table())
+
+
+def _metrics(report: Report) -> str:
+    """What its numbers are."""
+    return " and ".join(sorted({result.metric for result in report.results}))
 
 
 def comparison_table(reports: Mapping[str, Report]) -> Table:
@@ -213,7 +218,7 @@ def _same_questions(reports: Sequence[Report]) -> None:
 
 def _table(reports: Sequence[Report], columns: Mapping[str, Report]) -> Table:
     first = reports[0]
-    title = f"{first.benchmark} {first.revision[:12]}, hit@1 in %, 95 % intervals over queries"
+    title = f"{first.benchmark} {first.revision[:12]}, {_metrics(first)} in %, 95 % intervals over queries"
     made = Table(title=title, caption=escape(_notes(columns)), caption_justify="left")
     made.add_column("data set")
     for heading in ("queries", "candidates", "chance", *columns):
@@ -223,7 +228,8 @@ def _table(reports: Sequence[Report], columns: Mapping[str, Report]) -> Table:
     for name in sorted(known, key=lambda name: (order.index(known[name].meta_task), known[name].distribution, name)):
         task = known[name]
         cells = [percent(report.result(name).interval()) if name not in report.missing else "missing" for report in reports]
-        made.add_row(name, f"{task.queries}", f"{task.candidates}", f"{100 * task.chance:.1f}", *cells)
+        shown = name if task.metric == "hit@1" else f"{name} ({task.metric})"
+        made.add_row(shown, f"{task.queries}", f"{task.candidates}", f"{100 * task.chance:.1f}", *cells)
     made.add_section()
     complete = [report for report in reports if not report.missing]
     means = {id(report): report.means() for report in complete}

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from hardwon import metrics
 from hardwon.errors import ArtifactError, unknown
-from hardwon.evaluation.task import Distribution, MetaTask, wrong_head
+from hardwon.evaluation.task import Distribution, MetaTask, Metric, wrong_head
 from hardwon.metrics import Interval
 
 SEED, DRAWS = 0, 2000  # of every interval in a report, so that the same results give the same digits
@@ -18,6 +18,8 @@ GROUPS = {
     "vqa": "visual question answering",
     "retrieval": "retrieval",
     "grounding": "grounding",
+    "moments": "moment retrieval",
+    "documents": "visual documents",
     "ind": "in distribution",
     "ood": "out of distribution",
     "all": "all data sets",
@@ -43,13 +45,16 @@ class TaskResult:
         name: of the task.
         meta_task: as in `Task`.
         distribution: as in `Task`.
-        hits: hit at rank 1, expected over the random order of ties, in [0, 1].
+        hits: value of the metric, expected over the random order of ties, in [0, 1].
         ranks: expected rank of the best gold candidate; 1 is first.
         ties: candidates that are not gold and score the same as the best gold candidate.
-        chance: mean hit at rank 1 that guessing gets.
+        chance: mean value of the metric that guessing gets.
         candidates: how many candidates a query searched; the mean, rounded, where queries differ.
         worst: rank of the best gold candidate when every tie is broken against the model; empty in reports of format 1.
         firsts: corpus position of what the model put first, of equals one that is not gold; empty in reports of format 1.
+        metric: as in `Task`.
+        measures: means over queries of what leaderboards ask for ("hit@5", "ndcg_linear@10" ...), ties broken against the
+            model; see `metrics.GoldRanks`.
     """
 
     name: str
@@ -62,6 +67,8 @@ class TaskResult:
     candidates: int
     worst: tuple[int, ...] = ()
     firsts: tuple[int, ...] = ()
+    metric: Metric = "hit@1"
+    measures: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = {"hits": self.hits, "ranks": self.ranks, "ties": self.ties}
@@ -77,7 +84,7 @@ class TaskResult:
 
     def __repr__(self) -> str:
         """One line; the tuples hold thousands of numbers."""
-        return f"<TaskResult of {self.name}: {self.queries} queries, hit@1 {100 * self.tensor().mean().item():.1f} %>"
+        return f"<TaskResult of {self.name}: {self.queries} queries, {self.metric} {100 * self.tensor().mean().item():.1f} %>"
 
     @property
     def queries(self) -> int:
@@ -86,7 +93,7 @@ class TaskResult:
 
     @property
     def strict(self) -> float:
-        """Mean hit at rank 1 when every tie is broken against the model."""
+        """Share of queries with the full value (a hit, say) although every tie is broken against the model."""
         return sum(hit == 1 for hit in self.hits) / self.queries
 
     @property
@@ -114,11 +121,14 @@ class TaskResult:
     def from_json(cls, row: Any) -> "TaskResult":
         """The result that `to_json` wrote. Raises ArtifactError for anything else."""
         if isinstance(row, Mapping):
-            row = {name: [] for name in _LATER} | dict(row)
+            row = {name: [] for name in _LATER} | {"metric": "hit@1", "measures": {}} | dict(row)
         checked_fields(row, [f.name for f in fields(cls)], "a task's result")
-        heads = {name: row[name] for name in ("name", "meta_task", "distribution")}
+        heads = {name: row[name] for name in ("name", "meta_task", "distribution", "metric")}
         if not all(isinstance(value, str) for value in heads.values()):
-            raise ArtifactError(f"name, meta_task and distribution of a result must be strings, got {heads}")
+            raise ArtifactError(f"name, meta_task, distribution and metric of a result must be strings, got {heads}")
+        measures = row["measures"]
+        if not isinstance(measures, dict) or not all(isinstance(value, float | int) for value in measures.values()):
+            raise ArtifactError(f"task {row['name']}: measures must be an object of numbers")
         reason = wrong_head(**heads)
         if reason:
             raise ArtifactError(reason)
@@ -126,7 +136,7 @@ class TaskResult:
         (chance,), (candidates,) = _numbers(row, "chance", float), _numbers(row, "candidates", int)
         ties = _numbers(row, "ties", int)
         worst, firsts = _numbers(row, "worst", int), _numbers(row, "firsts", int)
-        rest = {"chance": chance, "candidates": candidates, "worst": worst, "firsts": firsts}
+        rest = {"chance": chance, "candidates": candidates, "worst": worst, "firsts": firsts, "measures": measures}
         return cls(**heads, hits=hits, ranks=ranks, ties=ties, **rest)
 
 

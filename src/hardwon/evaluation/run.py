@@ -63,7 +63,7 @@ def evaluate(
     if rerank is not None and rerank.depth < 1:
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
     start = time.perf_counter()
-    failed: dict[str, str] = {}
+    failed = {gone.name: gone.why for gone in benchmark.missing}
     keyed = in_order(_chosen(benchmark, tasks), on_error, failed)
     world = World.current()
     vectors = Vectors(encoder, store, world)
@@ -104,7 +104,7 @@ def evaluate(
         encoder.fingerprint,
         benchmark.name,
         revision_of(benchmark, [name for name in failed if name not in {task.task.name for task in keyed}]),
-        tuple(task.name for task in benchmark.tasks),
+        tuple(named.name for named in (*benchmark.tasks, *benchmark.missing)),
         label,
         tuple(results[task.name] for task in benchmark.tasks if task.name in results),
         made,
@@ -148,7 +148,9 @@ def _say(name: str, results: Mapping[str, TaskResult], failed: Mapping[str, str]
         console().print(f"   [red]{escape(name)} failed[/]: {escape(failed[name])} [dim]({count})[/]")
     else:
         result = results[name]
-        console().print(f"   {escape(name)} {percent(result.interval())} [dim]hit@1 of {result.queries} queries ({count})[/]")
+        console().print(
+            f"   {escape(name)} {percent(result.interval())} [dim]{result.metric} of {result.queries} queries ({count})[/]"
+        )
 
 
 def _chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:

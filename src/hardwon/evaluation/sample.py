@@ -79,8 +79,9 @@ def _part(task: Task, count: int, seed: int) -> Task:
         return task
     rows = sorted(sorted(range(len(task.queries)), key=draw)[:count])
     queries, gold = tuple(task.queries[row] for row in rows), tuple(task.gold[row] for row in rows)
+    grades = None if task.grades is None else tuple(task.grades[row] for row in rows)
     if task.candidates is None:
-        return replace(task, queries=queries, gold=gold)
+        return replace(task, queries=queries, gold=gold, grades=grades)
     searched = [task.candidates[row] for row in rows]
     kept = sorted({n for positions in searched for n in positions})
     place = {n: new for new, n in enumerate(kept)}
@@ -89,5 +90,6 @@ def _part(task: Task, count: int, seed: int) -> Task:
         queries=queries,
         corpus=tuple(task.corpus[n] for n in kept),
         gold=tuple(tuple(place[n] for n in row) for row in gold),
+        grades=grades,
         candidates=tuple(tuple(place[n] for n in row) for row in searched),
     )

@@ -3,15 +3,17 @@
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
+from hardwon.data.mmeb.table import Kind as MetaTask
+from hardwon.data.mmeb.table import Metric
 from hardwon.errors import DataError, unknown
 from hardwon.items import Item
 
-MetaTask = Literal["classification", "vqa", "retrieval", "grounding"]
 Distribution = Literal["ind", "ood"]
 Positions = tuple[int, ...]
 
@@ -25,12 +27,14 @@ class Task:
 
     Attributes:
         name: of the data set; also the name of its folder.
-        meta_task: "classification", "vqa", "retrieval" or "grounding".
+        meta_task: "classification", "vqa", "retrieval", "grounding", "moments" (of a video) or "documents".
         distribution: "ind" (like the training data) or "ood".
         queries: at least one.
         corpus: everything that queries of this task can find.
         gold: for each query the positions in `corpus` that belong to it, at least one.
         candidates: for each query the positions it searches; None when all queries search the whole corpus.
+        metric: what a result is told in: "hit@1", or "ndcg@5" with linear gains.
+        grades: for each query how much each of its gold positions belongs to it, above 0; None when all are alike.
     """
 
     name: str
@@ -40,9 +44,11 @@ class Task:
     corpus: tuple[Item, ...]
     gold: tuple[Positions, ...]
     candidates: tuple[Positions, ...] | None = None
+    metric: Metric = "hit@1"
+    grades: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        reason = wrong_head(self.name, self.meta_task, self.distribution)
+        reason = wrong_head(self.name, self.meta_task, self.distribution, self.metric)
         if reason:
             raise DataError(reason)
         if not self.queries or not self.corpus:
@@ -56,10 +62,28 @@ class Task:
             reason = wrong_positions(gold, candidates, len(self.corpus))
             if reason:
                 raise DataError(f"task {self.name}, query {number}: {reason}")
+        if self.grades is not None and len(self.grades) != len(self.gold):
+            raise DataError(f"task {self.name}: {len(self.gold)} queries, grades for {len(self.grades)}")
+        for number, (gold, grades) in enumerate(zip(self.gold, self.grades or (), strict=False)):
+            reason = wrong_grades(grades, len(gold))
+            if reason:
+                raise DataError(f"task {self.name}, query {number}: {reason}")
 
     def searched(self, query: int) -> Positions:
         """Positions in the corpus that this query searches."""
         return self.candidates[query] if self.candidates is not None else tuple(range(len(self.corpus)))
+
+
+class Missing(NamedTuple):
+    """A task of a benchmark that cannot be asked.
+
+    Attributes:
+        name: of the task.
+        why: what is wrong with its data, and what to do about it.
+    """
+
+    name: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -69,15 +93,17 @@ class Benchmark:
     Attributes:
         name: what people call it.
         tasks: with different names; their order plays no part in any result.
+        missing: tasks that belong to it and cannot be asked here; a report names them and refuses means without them.
     """
 
     name: str
     tasks: tuple[Task, ...]
+    missing: tuple[Missing, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise DataError(f"benchmark {self.name!r} has no tasks")
-        names = [task.name for task in self.tasks]
+        names = [*(task.name for task in self.tasks), *(gone.name for gone in self.missing)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"benchmark {self.name!r}: several tasks are named {', '.join(twice)}; names must be different")
@@ -87,7 +113,7 @@ class Benchmark:
         """Hash of everything that is asked, 32 hexadecimal digits.
 
         That is the contents of all items (pictures included), gold and candidates. Neither the benchmark's name nor the
-        order of tasks or candidates plays a part, nor do the names of picture files.
+        order of tasks or candidates plays a part, nor do the names of picture files. Missing tasks are not asked.
         """
         return revision_of(self)
 
@@ -100,17 +126,21 @@ def revision_of(benchmark: Benchmark, unreadable: Sequence[str] = ()) -> str:
 
 def _digest(task: Task) -> str:
     made = hashlib.blake2b(digest_size=16)
-    made.update(json.dumps([task.name, task.meta_task, task.distribution]).encode())
+    # What is as usual adds nothing: benchmarks without grades keep the revision they always had.
+    metric = [] if task.metric == "hit@1" else [task.metric]
+    made.update(json.dumps([task.name, task.meta_task, task.distribution, *metric]).encode())
     made.update("".join(item.key for item in task.corpus).encode())
     for number, query in enumerate(task.queries):
         searched = None if task.candidates is None else task.candidates[number]
         # All of the corpus is the same question however it is written down.
         listed = None if searched is None or len(searched) == len(task.corpus) else sorted(searched)
-        made.update(json.dumps([query.key, sorted(task.gold[number]), listed]).encode())
+        gold = sorted(task.gold[number])
+        graded = [] if task.grades is None else [sorted(zip(task.gold[number], task.grades[number], strict=True))]
+        made.update(json.dumps([query.key, gold, listed, *graded]).encode())
     return made.hexdigest()
 
 
-def wrong_head(name: str, meta_task: str, distribution: str) -> str:
+def wrong_head(name: str, meta_task: str, distribution: str, metric: str = "hit@1") -> str:
     """Why a task cannot be called or classed so; "" if it can."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         return f"task name {name!r} cannot name a folder: use letters, digits, '_', '-' and '.', a letter or digit first"
@@ -118,6 +148,8 @@ def wrong_head(name: str, meta_task: str, distribution: str) -> str:
         return f"task {name}: " + unknown("meta_task", meta_task, get_args(MetaTask))
     if distribution not in get_args(Distribution):
         return f"task {name}: " + unknown("distribution", distribution, get_args(Distribution))
+    if metric not in get_args(Metric):
+        return f"task {name}: " + unknown("metric", metric, get_args(Metric))
     return ""
 
 
@@ -138,3 +170,11 @@ def wrong_positions(gold: Sequence[int], candidates: Sequence[int] | None, corpu
         if missing:
             return f"gold {missing[0]} is not among its candidates, so no model could find it"
     return ""
+
+
+def wrong_grades(grades: Sequence[float], gold: int) -> str:
+    """Why these are not the grades of this many gold positions; "" if they are."""
+    if len(grades) != gold:
+        return f"{len(grades)} grades for {gold} gold positions"
+    wrong = [grade for grade in grades if not (math.isfinite(grade) and grade > 0)]
+    return f"a grade must be finite and above 0, got {wrong[0]}" if wrong else ""

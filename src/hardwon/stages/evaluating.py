@@ -75,7 +75,7 @@ class Evaluation:
             cache: folder of vectors; "features" beside the report if None.
         """
         out = out or self.home
-        whole = load_benchmark(self.benchmark, self.root)
+        whole = load_benchmark(self.benchmark, self.root, on_error=self.on_error)
         benchmark = sampled(whole, self.budget, seed=self.seed) if self.budget else whole
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
