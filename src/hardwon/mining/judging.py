@@ -68,7 +68,9 @@ def judge_all(
     ]
     asker = _Asker(judge, store, settings)
     asker.plan([*checks.pairs, *itertools.chain.from_iterable(wanted)])
-    asker.ask([[pair] for pair in checks.pairs], "calibrating the judge")
+    # In no order that tells gold from random: a judge that goes by the place of a pair must not look good.
+    shuffled = generator(settings.seed, "order of the calibration").sample(checks.pairs, len(checks.pairs))
+    asker.ask([[pair] for pair in shuffled], "calibrating the judge")
     calibration = _calibration(checks, asker)
     believe(calibration, settings)
     asker.ask(wanted, "judging")
