@@ -3,6 +3,7 @@
 What was found is kept (see `retrieved`). Whether it is known is decided by keys alone, so then no vector is made or looked at.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hardwon.artifacts import fingerprint
+from hardwon.artifacts import checksum_of
 from hardwon.items import Example, Item
 from hardwon.mining import retrieved
 from hardwon.mining.choose import Found, looked_at
@@ -149,12 +150,17 @@ def _inputs(
     return {
         "embedder": search.embedder.fingerprint,
         "settings": {"depth": settings.depth, "within_source": settings.within_source},
-        "queries": {"count": len(search.queries), "fingerprint": fingerprint(asked)},
+        "queries": {"count": len(search.queries), "fingerprint": _digest(asked)},
         "pool": {
             "count": len({key for pool in by_source.values() for key in pool}),
-            "fingerprint": fingerprint({name: list(pool) for name, pool in by_source.items()}),
+            "fingerprint": _digest({name: list(pool) for name, pool in by_source.items()}),
         },
     }
+
+
+def _digest(value: Any) -> str:
+    """As `artifacts.fingerprint`, for plain values of any size; the order of keys plays a part."""
+    return checksum_of(json.dumps(value).encode())[:32]
 
 
 def _holding(items: Sequence[Item]) -> dict[str, list[int]]:

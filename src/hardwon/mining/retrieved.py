@@ -122,7 +122,7 @@ def _write(folder: Path, n: int, hits: Hits) -> None:
     made = io.BytesIO()
     columns = [hits.query, hits.gold_similarity, hits.candidates, hits.similarities]
     table = pa.table([pa.array(column, of.type) for column, of in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-    pq.write_table(table, made, compression="zstd")
+    pq.write_table(table, made, compression="zstd", use_dictionary=False)
     data = made.getvalue()
     artifacts.write_atomically(folder / f"{n:06d}-{artifacts.checksum_of(data)[:32]}.parquet", data)
 
