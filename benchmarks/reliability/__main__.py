@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.losses import commit, processor
-from benchmarks.reliability import inputs
+from benchmarks.reliability import inputs, mining
 from benchmarks.reliability.trial import Trial
 from hardwon.errors import unknown
 
-TRIALS: tuple[Trial, ...] = inputs.TRIALS
+TRIALS: tuple[Trial, ...] = (*inputs.TRIALS, *mining.TRIALS)
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 COLUMNS = ("", "what is done", "goal", "tried", "failed", "found", "seconds", "code")
