@@ -60,13 +60,12 @@ def killed(folder: Path, kills: int, seed: int, queries: int) -> Survived:
     finish(calm, queries)
     rng = np.random.default_rng(seed)
     calmly = work(calm)
-    # At any moment of a piece or of the next; so many pieces later that the kills are spread over the whole run.
-    far = max(1, len(calmly) // kills)
     for n in range(kills):
-        room = max(1, min(far, len(calmly) - len(set(work(out))) - (kills - n)))
-        goal = len(work(out)) + int(rng.integers(1, room + 1))
+        # Spread over the whole run; then at any moment of that piece or the next.
+        goal = min((n + rng.uniform()) * len(calmly) / kills, len(calmly) - 2)
+        before = len(work(out))
         process, deadline = start(out, 0.05, queries), time.monotonic() + 120
-        while len(work(out)) < goal and process.is_alive():
+        while (len(work(out)) == before or len(set(work(out))) < goal) and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.07)))

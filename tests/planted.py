@@ -14,7 +14,7 @@ from PIL import Image
 from hardwon.data import read
 from hardwon.items import Candidate, Example, Item
 from hardwon.mining import Cyclic, Hardest, Mining, mine
-from hardwon.models import Judge, Reranker
+from hardwon.models import CachedEncoder, Judge, Reranker
 from hardwon.pictures import open_picture
 from hardwon.search import Blend
 from hardwon.stages import Workspace
@@ -159,8 +159,9 @@ def survivors(data: Planted) -> Kept:
         return [e.verdict == "kept" for e in belongs]
 
     settings = Mining(depth=20, keep=8, selector=Hardest())
-    judged = mine(data.examples, Thumbnails(), Oracle(data.concept), settings=settings)
-    alone = fates(mine(data.examples, Thumbnails(), settings=settings))
+    encoder = CachedEncoder(Thumbnails(), None)
+    judged = mine(data.examples, encoder, Oracle(data.concept), settings=settings)
+    alone = fates(mine(data.examples, encoder, settings=settings))
     return Kept(fates(judged), sum(alone) / len(alone), judged.calibration.auc)
 
 
