@@ -125,6 +125,7 @@ class TestSearchedAgain:
         own = Example(first.query, (*first.candidates, Candidate(Item(text="at1"), origin="gold")), first.source)
         other = Example(first.query, (Candidate(Item(text="at0 "), origin="gold"),), first.source)
         related = Example(first.query, first.candidates, first.source, frozenset({Item(text="at4").content}))
+        two = [Candidate(Item(text="one more")), Candidate(Item(text="another"))]
         changed = {
             "model": {"model": turned},
             "depth": {"settings": Mining(depth=7, keep=2)},
@@ -136,7 +137,9 @@ class TestSearchedAgain:
             "another positive": {"examples": (other, *data[1:])},
             "related": {"examples": (related, *data[1:])},
             "a candidate more": {"examples": (first.adding([Candidate(Item(text="new"))]), *data[1:])},
-            "order of the pool, which decides ties": {"examples": (data[1], data[0], *data[2:])},
+            "two more": {"examples": (first.adding(two), *data[1:])},
+            "the same two in the other order, which decides ties": {"examples": (first.adding(two[::-1]), *data[1:])},
+            "order of the queries": {"examples": (data[1], data[0], *data[2:])},
             "source": {"examples": (Example(first.query, first.candidates, "b"), *data[1:])},
         }
         for n, (why, change) in enumerate(changed.items(), start=2):
