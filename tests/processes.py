@@ -31,7 +31,7 @@ from hardwon.evaluation import Benchmark, Task, evaluate, vectors
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
 from hardwon.losses.amplified import Kind
-from hardwon.mining import Mining, judging, mine
+from hardwon.mining import Mining, judging, mine, retrieval
 from hardwon.models import Embedder, Judgements, Reranker, cached, precision
 from hardwon.search import Fused
 from hardwon.training import Memory, Settings, run, train
@@ -342,7 +342,7 @@ class Slow(FakeEncoder):
 
 
 class Logged(FakeEncoder):
-    """An encoder and a slow judge that log what they are asked about before they answer."""
+    """A slow encoder and judge that log what they are asked about before they answer."""
 
     def __init__(self, log: Path, pause: float):
         super().__init__()
@@ -354,6 +354,7 @@ class Logged(FakeEncoder):
 
     def encode(self, items, *, progress=""):
         self.note("embed", [item.key for item in items])
+        time.sleep(self.pause)
         return super().encode(items)
 
     def judge(self, pairs, *, progress=""):
@@ -364,11 +365,19 @@ class Logged(FakeEncoder):
         return Judgements(yes, np.ones_like(yes))
 
 
-def mining(out: Path, pause: float) -> None:
-    """Mine for sixty queries; batches and chunks are small."""
-    judging.BATCH, cached.CHUNK = 20, 16
+def mining(out: Path, pause: float, queries: int) -> None:
+    """Mine; chunks, blocks and batches are small."""
+    judging.BATCH, cached.CHUNK, retrieval.BLOCK = 20, 16, 16
     model = Logged(out / "log", pause)
-    data = [Example(Item(text=f"q{n}"), (Candidate(Item(text=f"t{n}"), origin="gold"),), "s") for n in range(60)]
+    search = retrieval.nearest
+
+    def searching(vectors, corpus, k, exclude):
+        model.note("search", [f"{row.tobytes().hex()[:32]}" for row in vectors])
+        time.sleep(pause)
+        return search(vectors, corpus, k, exclude=exclude)
+
+    retrieval.nearest = searching
+    data = [Example(Item(text=f"q{n}"), (Candidate(Item(text=f"t{n}"), origin="gold"),), "s") for n in range(queries)]
     mined = mine(data, model, model, settings=Mining(depth=6, keep=3, min_auc=0.0), store=out / "store")
     (out / "artifact").mkdir()
     mined.write(out / "artifact", out)

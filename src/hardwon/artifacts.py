@@ -57,6 +57,11 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksum_of(data: bytes) -> str:
+    """`checksum` of a file that holds these bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new file beside `path` to write into: flushed to disk and renamed over it when the block ends without an exception.
@@ -182,9 +187,60 @@ def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
     }
     made = environment() | {"seconds": round(time.perf_counter() - clock, 1), "resumed": resumed}
     write_json(path / MANIFEST, asdict(Manifest(kind, inputs, files, plain(draft.stats), made)))
-    (path / STARTED).unlink()
+    (path / STARTED).unlink(missing_ok=True)  # another process may have written the very same beside us
     if _ours(_before(path)):
         _remove(_before(path))
+
+
+def describe(path: Path, kind: str, inputs: Any, stats: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Write the manifest of a folder that is no draft; arguments as in `Manifest`. In a draft, its own replaces it."""
+    write_json(path / MANIFEST, asdict(Manifest(kind, plain(inputs), dict(files), plain(stats), environment())))
+
+
+class Growing:
+    """The manifest of a folder that several runs add files to, and that is of use before it is finished, if it ever is.
+
+    Each run that ends writes the manifest anew, with the checksums of the files that it has read or written. Files that a
+    manifest does not name have come later; they are used as they are.
+
+    Args:
+        path: the folder.
+        kind: as in `Manifest`.
+        inputs: as in `Manifest`: what all its files were made from.
+    """
+
+    def __init__(self, path: Path, kind: str, inputs: Any):
+        self.path, self.kind, self.inputs = path, kind, plain(inputs)
+        self._sums: dict[str, tuple[str, int]] = {}  # with the time of the file that was looked at
+        self._said: dict[str, str] = {}
+        with contextlib.suppress(ArtifactError):
+            self._said = load(path, kind, verify=False).files
+
+    def whole(self, name: str) -> bool:
+        """Whether a file is what the manifest says. One that is not is renamed to NAME.damaged, where nobody reads it."""
+        file = self.path / name
+        time_ns, found = file.stat().st_mtime_ns, checksum(file)
+        if self._said.get(name, found) != found:
+            file.replace(file.with_name(f"{name}.damaged"))
+            return False
+        self._sums[name] = found, time_ns
+        return True
+
+    def wrote(self, name: str) -> None:
+        """A file was written just now, whatever the manifest says of one of that name."""
+        self._said.pop(name, None)
+        self._sums[name] = checksum(self.path / name), (self.path / name).stat().st_mtime_ns
+
+    def write(self, stats: Mapping[str, Any]) -> None:
+        """Write the manifest, if it would say anything new."""
+        files = {}
+        for name, (found, time_ns) in sorted(self._sums.items()):
+            with contextlib.suppress(FileNotFoundError):
+                now = (self.path / name).stat().st_mtime_ns  # another run may have written the very same rows
+                files[name] = found if now == time_ns else checksum(self.path / name)
+        if files != self._said or not (self.path / MANIFEST).exists():
+            describe(self.path, self.kind, self.inputs, stats, files)
+            self._said = files
 
 
 def _before(path: Path) -> Path:

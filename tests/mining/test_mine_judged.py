@@ -88,9 +88,13 @@ def test_the_judge_is_checked_first_and_then_asked_about_the_top_only(angled, ju
     judge = judging(right)
     mine(examples, encoder, judge, settings=Mining(depth=6, judged=2, keep=4))
     checks, asked = judge.asked
-    assert {(q, i) for q, i in checks[:10]} == {(e.query, e.gold[0]) for e in examples}
-    assert all(q.text[2:] != i.text[2:] for q, i in checks[10:20])  # random pairs are no positives
-    assert [(q, i.text) for q, i in checks[20:]] == [(q, f"{asking.INJECTED} {i.text}") for q, i in checks[10:20]]
+    gold = [(q, i) for q, i in checks if (q, i) in {(e.query, e.gold[0]) for e in examples}]
+    injected = [(q, i.text) for q, i in checks if i.text.startswith(asking.INJECTED)]
+    random = [(q, i) for q, i in checks if (q, i) not in gold and (q, i.text) not in injected]
+    assert len(gold) == len(random) == len(injected) == 10
+    assert all(q.text[2:] != i.text[2:] for q, i in random)  # random pairs are no positives
+    assert set(injected) == {(q, f"{asking.INJECTED} {i.text}") for q, i in random}
+    assert gold != checks[:10]  # shuffled
     nearest = {("sq0", "st1"), ("sq0", "st2"), ("sq1", "st0"), ("sq1", "st2")}
     nearest |= {(f"sq{n}", f"st{m}") for n in range(2, 10) for m in (0, 1)}
     assert {(q.text, i.text) for q, i in asked} == nearest - {(q.text, i.text) for q, i in checks}  # nothing twice
@@ -176,3 +180,17 @@ def test_without_a_folder_nothing_is_written(pairs, encoder, judging, by_hash, t
     monkeypatch.chdir(tmp_path)
     mine(pairs(6), encoder(dim=3), judging(by_hash), settings=Mining(min_auc=0.0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_judge_that_goes_by_the_place_of_a_pair_is_refused(pairs, encoder):
+    """It says Yes to the first half of whatever it is given at once; gold pairs must not stand there."""
+
+    class Placed:
+        fingerprint = "placed"
+
+        def score_pairs(self, pairs, *, progress=""):
+            return np.array([3.0 if n < len(pairs) / 2 else -3.0 for n in range(len(pairs))], dtype=np.float32)
+
+    for seed in range(3):
+        with pytest.raises(JudgeError, match="tells gold pairs from random ones with AUC"):
+            mine(pairs(60), encoder(dim=3), Placed(), settings=Mining(depth=5, seed=seed))

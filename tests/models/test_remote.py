@@ -2,16 +2,17 @@
 
 import asyncio
 import base64
-import collections
 import io
 import math
 import re
 import time
 from dataclasses import replace
 
+import asking
 import numpy as np
 import pytest
 import servers
+from asking import FAULTS, QUICK, asked, right
 from PIL import Image
 
 from hardwon.errors import JudgeError
@@ -21,7 +22,6 @@ from hardwon.models.question import Question
 from hardwon.models.remote import warm_first
 from hardwon.pictures import open_picture
 
-QUICK = RemoteSettings(wait_s=0.001, timeout_s=5.0, patience_s=20.0)
 KEY = "sk-hardwon-9f8e7d6c"
 
 
@@ -34,24 +34,6 @@ def address():
 @pytest.fixture
 def plan(address, request):
     return servers.Plan(address, re.sub(r"\W", "-", request.node.name)).set()
-
-
-def chance(query, n):
-    return round(0.03 + 0.94 * ((37 * query + 11 * n) % 100) / 100, 4)
-
-
-def asked(queries=4, each=5):
-    """Pairs, and the probability of Yes that the server is to give them."""
-    made = [
-        (Item(text=f"query {q}"), Item(text=f"thing {q} {n} p={chance(q, n)}")) for q in range(queries) for n in range(each)
-    ]
-    return made, np.array([chance(q, n) for q in range(queries) for n in range(each)])
-
-
-def right(made, truth, where=None):
-    where = np.arange(len(truth)) if where is None else where
-    np.testing.assert_allclose(np.exp(made.yes[where]), 0.98 * truth[where], rtol=1e-5)
-    np.testing.assert_allclose(np.exp(made.no[where]), 0.98 * (1 - truth[where]), rtol=1e-5)
 
 
 def test_every_pair_gets_its_own_answer(plan):
@@ -87,24 +69,12 @@ def test_nothing_to_judge(plan):
     assert (made.yes.shape, made.no.shape, plan.log) == ((0,), (0,), [])
 
 
-FAULTS = ["429", "503", "500", "reset", "slow", "half", "cut", "html", "garbage", "error", "nothing"]
-
-
 def test_thirty_failures_in_a_hundred_cost_less_than_half_as_many_calls_again(plan):
     """Reliability D5: all is answered, nothing twice, at most 1.5 calls a pair, and the books agree with the server's."""
-    plan.set(faults=FAULTS, share=0.3, slow_s=3.0)
-    pairs, truth = asked(30, 20)
-    judge = RemoteJudge(plan.url, settings=replace(QUICK, timeout_s=1.0, concurrency=24))
-    made = judge.judge(pairs)
-    right(made, truth)
-    assert made.problems == {}
-    log = plan.log
-    answered = collections.Counter(call["text"] for call in log if not call["fault"])
-    assert set(answered.values()) == {1}
-    assert len(answered) == len(pairs)
-    assert set(FAULTS) == {call["fault"] for call in log} - {""}
-    assert judge.usage.calls == len(log) <= 1.5 * len(pairs)
-    assert judge.usage.retries == len(log) - len(pairs) > 0.3 * len(pairs)
+    found = asking.through_faults(plan, 30, 20)
+    assert found.seen == set(FAULTS)
+    assert (found.pairs, found.wrong, found.twice, found.books) == (600, 0, 0, True)
+    assert 1.3 < found.calls / found.pairs <= 1.5
 
 
 def test_an_answer_that_comes_twice_is_not_taken_for_the_next(plan):

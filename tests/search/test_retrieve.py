@@ -1,13 +1,14 @@
 """retrieve: the same ids in the same order as sorting exact products, whatever the ties, blocks and exclusions."""
 
-import itertools
 import math
 import sys
 
 import numpy as np
 import pytest
+import vectors
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import quantised, unit
 
 from hardwon.errors import DataError, ModelError
 from hardwon.search import Found, retrieve
@@ -16,20 +17,8 @@ from hardwon.search.retrieve import MOST_EXCLUDED, SPARE
 MODULE = sys.modules["hardwon.search.retrieve"]  # the package exports a function of the same name
 
 
-def unit(rows):
-    rows = np.asarray(rows, dtype=np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def gaussian(count, width, seed=0):
     return unit(np.random.default_rng(seed).standard_normal((count, width)))
-
-
-def quantised(count, width, levels, seed):
-    """Few distinct vectors, so that whole groups of candidates tie; copies stand far apart."""
-    rows = np.random.default_rng(seed).integers(-levels, levels + 1, (count, width))
-    rows[~rows.any(axis=1), 0] = 1
-    return unit(rows)
 
 
 def oracle(queries, corpus, k, exclude=None):
@@ -115,15 +104,8 @@ def test_neither_block_nor_company_changes_a_result():
 
 @pytest.mark.parametrize("parts", range(1, 9))
 def test_merged_parts_equal_the_whole(parts):
-    corpus, queries, k = quantised(230, 3, 2, seed=4), quantised(6, 3, 2, seed=5), 11
-    whole = retrieve(queries, corpus, k)
-    bounds = np.linspace(0, len(corpus), parts + 1).astype(int)
-    merged = [retrieve(queries, corpus[a:b], k) for a, b in itertools.pairwise(bounds)]
-    ids = np.concatenate([np.where(f.ids < 0, 10**6, f.ids + a) for f, a in zip(merged, bounds[:-1], strict=True)], axis=1)
-    scores = np.concatenate([f.scores for f in merged], axis=1)
-    order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    assert np.array_equal(np.take_along_axis(ids, order, 1), whole.ids)
-    assert np.array_equal(np.take_along_axis(scores, order, 1), whole.scores)
+    for seed in range(3):
+        assert vectors.parts_equal_the_whole(parts, seed)
 
 
 def test_the_whole_corpus_is_looked_through_only_where_the_kth_place_is_in_doubt(monkeypatch):

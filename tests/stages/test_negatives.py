@@ -101,6 +101,14 @@ def test_inspect_prints_and_writes_a_page(home, call):
     assert artifacts.load(home / "run/negatives")  # left as it was
 
 
+def test_inspect_of_what_no_stage_made(home, call):
+    mine(read(home / "shapes.jsonl").examples, Fakes(), Fakes(), settings=Mining(min_auc=0.0)).write(home / "made", home)
+    code, _, err = call("inspect", home / "made")
+    assert (code, "no stage made it: say where with --root" in err) == (1, True)
+    assert call("inspect", home / "made", "--root", home)[0] == 0
+    assert "not in the data any more" not in (home / "made-inspect.html").read_text()
+
+
 def test_inspect_samples_unless_told_otherwise(home, call, monkeypatch):
     from hardwon.stages import inspection
 

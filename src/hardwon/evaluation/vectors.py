@@ -53,6 +53,8 @@ class Vectors:
                 if self.world.size > 1:
                     made[number * SHARE : number * SHARE + len(keys)] = vectors
                 advance(len(keys) if self.world.size == 1 else sum(map(len, chunks[number : number + self.world.size])))
+        if self.world.size == 1:  # of a folder that several processes write to, the next one that writes alone gives account
+            self.cached.store.describe()
         self.encoded += len(missing)
         if self.world.size > 1 and missing:
             self._share(keys_of, made)

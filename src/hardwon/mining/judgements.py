@@ -2,7 +2,8 @@
 
 The raw logits of Yes and No are kept by judge, query and candidate, so they serve every later round and every other threshold.
 They lie in shards, Parquet files that appear whole or not at all; a shard is never changed, so several runs can write side by
-side. Many small shards are packed into one before and after a run.
+side. Many small shards are packed into one before and after a run. A manifest says whose answers they are and has the checksums
+of the shards: one that has changed is not believed.
 """
 
 import io
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hardwon.artifacts import fingerprint, write_atomically
+from hardwon.artifacts import Growing, fingerprint, write_atomically
 from hardwon.models.scorer import Judgements
 from hardwon.progress import console
 
@@ -60,12 +61,15 @@ class JudgementStore:
         self._places: dict[bytes, int] = {}
         self._yes, self._no, self._problems = array("f"), array("f"), dict[int, str]()
         self._seen: set[Path] = set()  # shards whose answers are in memory
+        self._growing = None
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._growing = Growing(self.folder, "judgements", {"judge": judge})
             while new := sorted(set(self.folder.glob("*.parquet")) - self._seen):  # again: another run may have packed them
                 for shard in new:
                     self._read(shard)
-            self.pack()
+            if len(self._seen) >= PACK:
+                self.finish()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -89,18 +93,24 @@ class JudgementStore:
             for pair, yes, no, why, fine in zip(pairs, said.yes.tolist(), said.no.tolist(), problems, usable, strict=True)
         ]
         self._remember(rows)
-        if self.folder is not None and rows:
-            self._seen.add(_write(self.folder, rows))
+        if self._growing is not None and rows:
+            self._seen.add(_write(self._growing, rows))
+
+    def finish(self) -> None:
+        """Pack the shards and write the manifest."""
+        self.pack()
+        if self._growing is not None:
+            self._growing.write({"pairs": len(self), "with a usable answer": len(self) - len(self._problems)})
 
     def pack(self) -> None:
         """Make one shard of many. Killed in between, it leaves answers twice, which does no harm."""
-        if self.folder is None or len(self._seen) < PACK:
+        if self._growing is None or len(self._seen) < PACK:
             return
         rows = [
             (key[:16].hex(), key[16:].hex(), self._yes[place], self._no[place], self._problems.get(place, ""))
             for key, place in self._places.items()
         ]
-        whole = _write(self.folder, rows)
+        whole = _write(self._growing, rows)
         for shard in self._seen - {whole}:
             shard.unlink(missing_ok=True)
         self._seen = {whole}
@@ -122,8 +132,13 @@ class JudgementStore:
                 self._problems.pop(place, None)
 
     def _read(self, shard: Path) -> None:
+        assert self._growing is not None
         self._seen.add(shard)
         try:
+            if not self._growing.whole(shard.name):
+                told = f"{shard} has changed since it was written: its pairs are judged again"
+                console().print(told, style="yellow", markup=False, soft_wrap=True)
+                return
             columns = pq.read_table(shard, schema=SCHEMA).to_pydict()
         except FileNotFoundError:  # packed by another run meanwhile
             return
@@ -138,11 +153,12 @@ def _packed(pair: Key) -> bytes:
     return bytes.fromhex(pair[0] + pair[1])
 
 
-def _write(folder: Path, rows: Sequence[tuple[str, str, float, float, str]]) -> Path:
+def _write(into: Growing, rows: Sequence[tuple[str, str, float, float, str]]) -> Path:
     """A shard that is named by its content; rows of the same answers make the same file."""
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
     made = io.BytesIO()
     pq.write_table(table, made, compression="zstd")
-    path = folder / f"{fingerprint([list(map(str, row)) for row in rows])}.parquet"
+    path = into.path / f"{fingerprint([list(map(str, row)) for row in rows])}.parquet"
     write_atomically(path, made.getvalue())
+    into.wrote(path.name)
     return path

@@ -26,7 +26,7 @@ from hardwon.mining.calibration import Calibration, Canary, calibrate
 from hardwon.mining.choose import Found, grade
 from hardwon.mining.judgements import Answer, JudgementStore, Key
 from hardwon.mining.settings import Mining
-from hardwon.models.scorer import Judgements, Pair, Scorer, YesNo, judgements
+from hardwon.models.scorer import Judgements, Pair, Scorer, YesNo, judgements, judgements_of_readable
 from hardwon.progress import bar, console
 from hardwon.randomness import generator
 
@@ -66,9 +66,11 @@ def judge_all(
         [gold, *((query, f.items[n]) for n in those)]
         for query, gold, f, those in zip(queries, golds, found, places, strict=True)
     ]
-    asker = _Asker(judge, store, settings.max_unusable)
+    asker = _Asker(judge, store, settings)
     asker.plan([*checks.pairs, *itertools.chain.from_iterable(wanted)])
-    asker.ask([[pair] for pair in checks.pairs], "calibrating the judge")
+    # In no order that tells gold from random: a judge that goes by the place of a pair must not look good.
+    shuffled = generator(settings.seed, "order of the calibration").sample(checks.pairs, len(checks.pairs))
+    asker.ask([[pair] for pair in shuffled], "calibrating the judge")
     calibration = _calibration(checks, asker)
     believe(calibration, settings)
     asker.ask(wanted, "judging")
@@ -116,8 +118,8 @@ def _within_budget(found: Sequence[Found], always: int, settings: Mining) -> lis
 class _Asker:
     """Asks a judge about what is not known yet, a batch at a time, and keeps what it says."""
 
-    def __init__(self, judge: YesNo | Scorer, folder: Path | None, most_unusable: float):
-        self.judge, self.most_unusable = judge, most_unusable
+    def __init__(self, judge: YesNo | Scorer, folder: Path | None, settings: Mining):
+        self.judge, self.most_unusable, self.skip = judge, settings.max_unusable, settings.on_error == "skip"
         self.store = JudgementStore(folder, judge.fingerprint)
         self.planned: set[Key] = set()
         self.failed: set[Key] = set()  # in this run: another run asks again
@@ -157,7 +159,8 @@ class _Asker:
         if not fresh:
             return
         first, used, clock = not self.asked, self._costs(), time.perf_counter()
-        said = judgements(self.judge, list(fresh.values()), progress=progress)
+        pairs = list(fresh.values())
+        said = (judgements_of_readable if self.skip else judgements)(self.judge, pairs, progress=progress)
         seconds = time.perf_counter() - clock
         self.store.add(list(fresh), said)
         self.asked += len(fresh)
@@ -169,7 +172,7 @@ class _Asker:
 
     def finish(self) -> None:
         """Raise JudgeError if too many of the planned pairs have no usable answer."""
-        self.store.pack()
+        self.store.finish()
         self._refuse(sum(key not in self.store for key in self.planned), len(self.planned))
 
     def _refuse(self, failed: int, among: int) -> None:

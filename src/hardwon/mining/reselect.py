@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hardwon.mining.retrieval import barred, pools, rows_to_mine
 from hardwon.mining.run import Mined, decided, depends_on
 from hardwon.mining.settings import Mining
 from hardwon.models import Judgements
+from hardwon.models.left_out import dropped
 
 FIXED = ("within_source", "queries", "seed")  # what is retrieved, for whom, and on what the judge was checked
 
@@ -40,7 +42,8 @@ def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Minin
         JudgeError: as in `mine`.
         ArtifactError: a folder without a ledger, or with one of another version.
     """
-    entries, calibration, about = _opened(made)
+    entries, calibration, about, left_out = _opened(made)
+    examples = dropped(examples, about.get("left out", ()))
     _check_settings(about["settings"], settings)
     if calibration is not None:
         believe(calibration, settings)
@@ -64,22 +67,21 @@ def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Minin
     if not any(f.items for f in found):
         raise DataError("the ledger holds nothing to choose from with these settings: lower skip or raise the ceiling")
     about = {**about, "settings": depends_on(settings)}
-    return decided(examples, zip(found, said, strict=True), calibration, about, settings=settings)
+    return replace(decided(examples, zip(found, said, strict=True), calibration, about, settings=settings), left_out=left_out)
 
 
-def _opened(made: Mined | Path) -> tuple[Sequence[Entry], Calibration | None, Mapping[str, Any]]:
+def _opened(made: Mined | Path) -> tuple[Sequence[Entry], Calibration | None, Mapping[str, Any], tuple[str, ...]]:
     if isinstance(made, Mined):
-        return made.ledger, made.calibration, made.about
+        return made.ledger, made.calibration, made.about, made.left_out
     file = made / "ledger.parquet"
     if not file.is_file():
         raise ArtifactError(f"{made} holds no ledger.parquet: give the folder that `hardwon mine` wrote")
     about = books.about(file)
     if "settings" not in about:
         raise ArtifactError(f"{file} does not say what it was made with: another version of hardwon wrote it; mine again")
-    told = json.loads((made / "summary.json").read_text(encoding="utf-8"))["calibration"]
-    if told is not None:
-        told = Calibration.from_json(told)
-    return books.read(file), told, about
+    told = json.loads((made / "summary.json").read_text(encoding="utf-8"))
+    calibration = None if told["calibration"] is None else Calibration.from_json(told["calibration"])
+    return books.read(file), calibration, about, tuple(told.get("left out", ()))
 
 
 def _check_settings(old: Mapping[str, Any], settings: Mining) -> None:

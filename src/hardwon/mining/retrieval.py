@@ -1,15 +1,27 @@
-"""What the embedder finds for each query in the whole pool, without anything that may belong to it."""
+"""What the embedder finds for each query in the whole pool, without anything that may belong to it.
 
-from collections.abc import Sequence
+What was found is kept (see `retrieved`). Whether it is known is decided by keys alone, so then no vector is made or looked at.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hardwon.artifacts import checksum_of
 from hardwon.items import Example, Item
+from hardwon.mining import retrieved
 from hardwon.mining.choose import Found, looked_at
+from hardwon.mining.retrieved import Hits
 from hardwon.mining.settings import Mining
 from hardwon.models import Encoder
 from hardwon.randomness import generator
-from hardwon.search import retrieve
+from hardwon.search.retrieve import checked, nearest
+
+BLOCK = 1024  # queries searched between two writes
 
 
 def rows_to_mine(examples: Sequence[Example], settings: Mining) -> list[int]:
@@ -36,29 +48,119 @@ def pools(examples: Sequence[Example], settings: Mining) -> dict[str, dict[str, 
     return made
 
 
-def retrieve_all(examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining) -> list[Found]:
-    """The most similar candidates of the pool for each of the rows; each distinct item is embedded once."""
+def retrieve_all(
+    examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining, store: Path | None = None
+) -> list[Found]:
+    """The most similar candidates of the pool for each of the rows; each distinct item is embedded once.
+
+    With a store, what was found before is not searched for again, and an interrupted search goes on at the next block.
+    """
     by_source = pools(examples, settings)
-    queries = embedder.encode([examples[n].query for n in rows], progress="embedding queries")
-    everything = {key: item for pool in by_source.values() for key, item in pool.items()}
-    vectors = embedder.encode(list(everything.values()), progress="embedding candidates")
-    places = {key: n for n, key in enumerate(everything)}
+    blocks = _blocks(examples, rows, by_source, settings)
+    search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings.depth)
+    inputs = _inputs(blocks, by_source, search, settings)
     found: dict[int, Found] = {}
+    for block, hits in zip(
+        blocks, retrieved.through(store, inputs, [len(block.places) for block in blocks], search), strict=True
+    ):
+        pool = by_source[block.pool]
+        for n, gold, keys, scores in zip(block.places, hits.gold_similarity, hits.candidates, hits.similarities, strict=True):
+            hit = [(pool[key], score, rank) for rank, (key, score) in enumerate(zip(keys, scores, strict=True))]
+            found[n] = looked_at(rows[n], hit, gold, settings)
+    return [found[n] for n in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries that are searched for together, in one pool.
+
+    Attributes:
+        pool: its name.
+        places: places among the rows to mine for.
+        barred: for each, positions in the pool that it must not get.
+    """
+
+    pool: str
+    places: list[int]
+    barred: list[list[int]]
+
+
+def _blocks(
+    examples: Sequence[Example], rows: Sequence[int], by_source: Mapping[str, Mapping[str, Item]], settings: Mining
+) -> list[_Block]:
+    made = []
     for source, pool in by_source.items():
         members = [n for n, row in enumerate(rows) if not settings.within_source or examples[row].source == source]
-        if members:
-            items = list(pool.values())
-            corpus = vectors[[places[key] for key in pool]] if len(by_source) > 1 else vectors
-            holding = _holding(items)
-            exclude = [[n for c in _own(examples[rows[m]]) for n in holding.get(c, ())] for m in members]
-            hits = retrieve(queries[members], corpus, settings.depth, exclude=exclude)
-            for n, ids, scores in zip(members, hits.ids, hits.scores, strict=True):
-                hit = [
-                    (items[i], s, rank) for rank, (i, s) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True)) if i >= 0
-                ]
-                gold = vectors[places[examples[rows[n]].gold[0].key]]
-                found[n] = looked_at(rows[n], hit, _cosine(queries[n], gold), settings)
-    return [found[n] for n in range(len(rows))]
+        holding = _holding(list(pool.values())) if members else {}
+        for start in range(0, len(members), BLOCK):
+            part = members[start : start + BLOCK]
+            barred = [[n for c in sorted(_own(examples[rows[m]])) for n in holding.get(c, ())] for m in part]
+            made.append(_Block(source, part, barred))
+    return made
+
+
+class _Search:
+    """Finds the hits of one block after the other, once everything is embedded."""
+
+    def __init__(
+        self,
+        blocks: Sequence[_Block],
+        by_source: Mapping[str, Mapping[str, Item]],
+        asked: Sequence[Example],
+        embedder: Encoder,
+        depth: int,
+    ):
+        self.blocks, self.by_source, self.embedder, self.depth = blocks, by_source, embedder, depth
+        self.asked = asked
+        self.queries, self.golds = [e.query.key for e in asked], [e.gold[0].key for e in asked]
+        self._corpus: tuple[str, np.ndarray] | None = None
+
+    def prepare(self) -> None:
+        """Embed queries and candidates."""
+        everything = {key: item for pool in self.by_source.values() for key, item in pool.items()}
+        # At once, so that whatever cannot be read is named together.
+        items = [*(e.query for e in self.asked), *everything.values()]
+        vectors = self.embedder.encode(items, progress="embedding queries and candidates")
+        count = len(self.asked)
+        self._vectors = vectors[:count], vectors[count:], {key: n for n, key in enumerate(everything)}
+
+    def __call__(self, number: int) -> Hits:
+        block = self.blocks[number]
+        queries, vectors, places = self._vectors
+        keys = list(self.by_source[block.pool])
+        if self._corpus is None or self._corpus[0] != block.pool:
+            own = vectors[[places[key] for key in keys]] if len(self.by_source) > 1 else vectors
+            self._corpus = block.pool, checked(queries[:0], own)[1]
+        asked = checked(queries[block.places], self._corpus[1][:0])[0]
+        hits = nearest(asked, self._corpus[1], self.depth, exclude=block.barred)
+        there = [ids[ids >= 0].tolist() for ids in hits.ids]
+        return Hits(
+            [self.queries[n] for n in block.places],
+            [_cosine(queries[n], vectors[places[self.golds[n]]]) for n in block.places],
+            [[keys[i] for i in ids] for ids in there],
+            [scores[: len(ids)].tolist() for ids, scores in zip(there, hits.scores, strict=True)],
+        )
+
+
+def _inputs(
+    blocks: Sequence[_Block], by_source: Mapping[str, Mapping[str, Item]], search: _Search, settings: Mining
+) -> dict[str, Any]:
+    """All that hits depend on: model, settings, and by their keys and in their order queries and pools."""
+    asked = [[b.pool, [[search.queries[n], search.golds[n]] for n in b.places], b.barred] for b in blocks]
+    return {
+        "embedder": search.embedder.fingerprint,
+        "settings": {"depth": settings.depth, "within_source": settings.within_source},
+        "queries": {"count": len(search.queries), "fingerprint": _digest(asked)},
+        "pool": {
+            "count": len({key for pool in by_source.values() for key in pool}),
+            "fingerprint": _digest({name: list(pool) for name, pool in by_source.items()}),
+        },
+    }
+
+
+def _digest(value: Any) -> str:
+    """As `artifacts.fingerprint`, for plain values of any size; the order of keys plays a part."""
+    return checksum_of(json.dumps(value).encode())[:32]
 
 
 def _holding(items: Sequence[Item]) -> dict[str, list[int]]:

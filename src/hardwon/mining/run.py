@@ -6,11 +6,11 @@ the positive's minus beta. Raw judgements are kept, so other thresholds need no 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hardwon.artifacts import write_json
+from hardwon.artifacts import checksum, describe, write_json
 from hardwon.errors import DataError
 from hardwon.items import Example, write_examples
 from hardwon.mining import ledger as books
@@ -21,6 +21,9 @@ from hardwon.mining.ledger import Entry
 from hardwon.mining.retrieval import retrieve_all, rows_to_mine
 from hardwon.mining.settings import Mining
 from hardwon.models import CachedEncoder, Encoder, Judgements, Scorer, YesNo
+from hardwon.models.left_out import readable
+
+FILES = ("examples.jsonl", "ledger.parquet", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class Mined:
             stand among them.
         ledger: every retrieved candidate with verdict and rule.
         calibration: of the judge; None without one.
+        left_out: what could not be read, with place and reason; see `Mining.on_error`. Examples are then counted without it.
         counts: queries by what happened to them: too few candidates, a positive that the judge graded low ...
         about: what the ledger was made with: fingerprints "embedder" and "judge" (None without one), and the "settings" that
-            retrieval and judging depended on.
+            retrieval and judging depended on; and "left out", if anything was: numbers of examples and candidates.
     """
 
     examples: tuple[Example, ...]
@@ -43,6 +47,7 @@ class Mined:
     calibration: Calibration | None
     counts: Mapping[str, int] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def stats(self) -> dict[str, int]:
@@ -51,12 +56,20 @@ class Mined:
         return {"queries": len({entry.row for entry in self.ledger}), "kept": kept, "rejected": rejected}
 
     def write(self, folder: Path, root: Path) -> None:
-        """Write `examples.jsonl` (pictures named relative to `root`), `ledger.parquet` and `summary.json`."""
+        """Write `examples.jsonl` (pictures named relative to `root`), `ledger.parquet`, `summary.json` and a manifest."""
+        folder.mkdir(parents=True, exist_ok=True)
         write_examples(folder / "examples.jsonl", self.examples, root)
         books.write(folder / "ledger.parquet", self.ledger, self.about)
         calibration = asdict(self.calibration) if self.calibration else None
-        told = {"ledger": books.summary(self.ledger), "queries": self.counts, "calibration": calibration}
+        told = {
+            "ledger": books.summary(self.ledger),
+            "queries": self.counts,
+            "calibration": calibration,
+            "left out": self.left_out,
+        }
         write_json(folder / "summary.json", told)
+        files = {name: checksum(folder / name) for name in FILES}
+        describe(folder, "negatives", self.about, self.stats, files)
 
 
 def depends_on(settings: Mining) -> dict[str, Any]:
@@ -86,6 +99,7 @@ def mine(
 
     Raises:
         DataError: no examples, or nothing in the pool but positives.
+        BadItems: items that cannot be read, all of them; with `Mining(on_error="skip")` too many of them.
         JudgeError: the judge cannot tell gold from random pairs (see `Mining.min_auc`), or gives too few usable answers.
         RecipeError: a budget that does not reach for what is always judged.
     """
@@ -93,15 +107,24 @@ def mine(
     if not examples:
         raise DataError("nothing to mine: there are no examples")
     encoder = embedder if isinstance(embedder, CachedEncoder) else CachedEncoder(embedder, store)
-    found = retrieve_all(examples, rows_to_mine(examples, settings), encoder, settings)
+    known = readable(
+        examples,
+        lambda some: retrieve_all(some, rows_to_mine(some, settings), encoder, settings, store),
+        settings,
+        "mining",
+    )
+    found = known.made
     if not any(f.items for f in found):
         raise DataError("the pool holds nothing but the positives: mining needs candidates of other examples")
     said: Sequence[Judgements | None] = [None] * len(found)
     calibration = None
     if judge is not None:
-        said, calibration = judge_all(examples, found, judge, settings, store)
+        said, calibration = judge_all(known.examples, found, judge, settings, store)
     about = {"embedder": embedder.fingerprint, "judge": judge.fingerprint if judge else None, "settings": depends_on(settings)}
-    return decided(examples, zip(found, said, strict=True), calibration, about, settings=settings)
+    if known.places:
+        about["left out"] = [list(place) for place in known.places]
+    mined = decided(known.examples, zip(found, said, strict=True), calibration, about, settings=settings)
+    return replace(mined, left_out=tuple(map(str, known.left_out)))
 
 
 def decided(

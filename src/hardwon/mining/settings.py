@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import get_args
 
-from hardwon.errors import RecipeError, unknown
+from hardwon.errors import OnError, RecipeError, unknown
 from hardwon.mining.choose import Fallback
 from hardwon.mining.select import Cyclic, Selector
 
@@ -32,6 +32,9 @@ class Mining:
             that say most (see `hardwon.mining.judging`). What is known from earlier rounds counts as well, so that an
             interrupted run ends where an undisturbed one does, and is used even beyond the budget. None for all.
         seed: of draws.
+        on_error: what to do about items that cannot be read (a picture that is missing or damaged, or something that embedder
+            or judge do not read): "raise" names them all and stops, "skip" goes on without them and lists them.
+        max_bad_fraction: with "skip", the share of the examples (0 to 1) above which mining fails all the same.
     """
 
     depth: int = 50
@@ -49,6 +52,8 @@ class Mining:
     max_unusable: float = 0.02
     budget: int | None = None
     seed: int = 0
+    on_error: OnError = "raise"
+    max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.keep < 1:
@@ -61,5 +66,8 @@ class Mining:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} must be at least 1, or None for all, got {value}")
-        if not 0 <= self.max_unusable <= 1:
-            raise RecipeError(f"max_unusable is a share between 0 and 1, got {self.max_unusable:g}")
+        if self.on_error not in get_args(OnError):
+            raise RecipeError(unknown("on_error", self.on_error, get_args(OnError)))
+        for name in ("max_unusable", "max_bad_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is a share between 0 and 1, got {getattr(self, name):g}")

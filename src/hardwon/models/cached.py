@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hardwon.errors import BadItems
 from hardwon.items import Item
 from hardwon.models.embedder import Embedder
 from hardwon.models.preflight import refuse
@@ -22,7 +23,8 @@ class CachedEncoder:
 
     The key covers content and instruction, the fingerprint weights, pre-processing and pooling: a vector of another model,
     prompt or picture is never returned. The weights must not change while the wrapper is in use. Vectors are written as they
-    come, so an interrupted run goes on, in the same chunks.
+    come, so an interrupted run goes on, in the same chunks. The folder has a manifest, and what does not match it is embedded
+    again.
 
     Args:
         encoder: computes what is missing.
@@ -32,7 +34,8 @@ class CachedEncoder:
     def __init__(self, encoder: Encoder, folder: Path | None):
         self.encoder = encoder
         self.fingerprint, self.dim = encoder.fingerprint, encoder.dim
-        self.store = Store(None if folder is None else folder / f"vectors-{self.fingerprint}")
+        kept = None if folder is None else folder / f"vectors-{self.fingerprint}"
+        self.store = Store(kept, "vectors", {"encoder": self.fingerprint, "width": self.dim})
 
     def missing(self, items: Iterable[Item]) -> dict[str, Item]:
         """The distinct items that have no vector yet, by key.
@@ -61,6 +64,15 @@ class CachedEncoder:
         with bar(progress, len(missing), "items", shown=bool(progress and missing)) as advance:
             for start in range(0, len(missing), CHUNK):
                 chunk = dict(itertools.islice(missing.items(), start, start + CHUNK))
-                self.keep(list(chunk), self.encoder.encode(list(chunk.values())))
+                self.keep(list(chunk), self._made(list(chunk.values()), missing.values()))
                 advance(len(chunk))
+        self.store.describe()
         return self.known([item.key for item in items])
+
+    def _made(self, chunk: Sequence[Item], missing: Iterable[Item]) -> np.ndarray:
+        try:
+            return self.encoder.encode(chunk)
+        except BadItems:
+            if isinstance(self.encoder, Embedder):
+                refuse(self.encoder.body, missing, decode=True)  # names those of all chunks
+            raise

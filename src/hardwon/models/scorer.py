@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from hardwon.errors import BadItems
 from hardwon.items import Item
 
 Pair = tuple[Item, Item]  # query, candidate
@@ -119,3 +120,23 @@ def judgements(judge: YesNo | Scorer, pairs: Sequence[Pair], *, progress: str = 
         return judge.judge(pairs, progress=progress)
     odds = judge.score_pairs(pairs, progress=progress)
     return Judgements(odds, np.zeros_like(odds))
+
+
+def judgements_of_readable(judge: YesNo | Scorer, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
+    """`judgements`, where pairs with something that the judge cannot read have no usable answer, and the reason why."""
+    bad: dict[Item, str] = {}
+    yes, no = (np.full(len(pairs), np.nan, dtype=np.float32) for _ in range(2))
+    while True:
+        good = [n for n, pair in enumerate(pairs) if not bad.keys() & set(pair)]
+        try:
+            none = Judgements(yes[:0], no[:0])
+            said = judgements(judge, [pairs[n] for n in good], progress=progress) if good else none
+        except BadItems as error:
+            found = {entry.item: entry.reason for entry in error.items}
+            if not found.keys() & {item for n in good for item in pairs[n]}:
+                raise
+            bad |= found
+            continue
+        yes[good], no[good] = said.yes, said.no
+        refused = {n: why for n, pair in enumerate(pairs) for item in pair if (why := bad.get(item))}
+        return Judgements(yes, no, {good[n]: why for n, why in said.problems.items()} | refused)

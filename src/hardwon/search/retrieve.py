@@ -64,13 +64,20 @@ def retrieve(
     """
     if not len(corpus):
         raise DataError("the corpus is empty: there is nothing to retrieve from")
+    return nearest(*checked(queries, corpus), k, exclude=exclude, block=block)
+
+
+def checked(
+    queries: Float[np.ndarray, "q _"], corpus: Float[np.ndarray, "n _"]
+) -> tuple[Float32[np.ndarray, "q _"], Float32[np.ndarray, "n _"]]:
+    """Both as `nearest` takes them. Raises ModelError as `retrieve` does."""
     if queries.shape[1] != corpus.shape[1]:
         widths = f"queries have {queries.shape[1]} numbers each, corpus vectors {corpus.shape[1]}"
         raise ModelError(f"{widths}: encode both with the same model")
     queries, corpus = as_float32(queries), as_float32(corpus)
     check_unit(queries, lambda n: f"query vector {n}")
     check_unit(corpus, lambda n: f"corpus vector {n}")
-    return nearest(queries, corpus, k, exclude=exclude, block=block)
+    return queries, corpus
 
 
 def nearest(

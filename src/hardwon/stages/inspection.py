@@ -143,6 +143,8 @@ def _items(folder: Path, manifest: Manifest, root: Path | None, wanted: Sequence
     """Items from what was mined, and from the data that was mined in if it is still there."""
     home = root or data_root(folder, manifest)
     examples = list(_readable(folder / "examples.jsonl", home))
+    if "stage" not in manifest.inputs:
+        return _Known(examples, wanted, len(examples))
     stage: Mapping[str, Any] = manifest.inputs["stage"]
     data = _workspace(folder, stage).path(stage["data"])
     with suppress(DataError):  # gone or changed: what it held is said to be missing
@@ -160,7 +162,13 @@ def _readable(file: Path, home: Path) -> Iterator[Example]:
 
 
 def data_root(folder: Path, manifest: Manifest) -> Path:
-    """The folder that the picture paths of an artifact of mining are relative to."""
+    """The folder that the picture paths of an artifact of mining are relative to.
+
+    Raises:
+        ArtifactError: no stage made it, so nobody knows.
+    """
+    if "stage" not in manifest.inputs:
+        raise ArtifactError(f"{folder} does not say where its pictures are, since no stage made it: say where with --root")
     stage: Mapping[str, Any] = manifest.inputs["stage"]
     workspace = _workspace(folder, stage)
     data = workspace.path(stage["data"])

@@ -4,7 +4,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,7 @@ from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
 from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer, YesNo, golden
+from hardwon.models.left_out import readable
 from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
 from hardwon.progress import console
@@ -195,7 +197,7 @@ class Train:
 class Mine:
     """Mine hard negatives.
 
-    What the judge says is kept in the workspace's `judgements`, for later rounds too.
+    What was retrieved and what the judge says is kept in the workspace's `judgements`, for later rounds too.
 
     Attributes:
         out: see `Stage`; `examples.jsonl` (with picture paths as in the data) and `ledger.parquet` are written there.
@@ -208,7 +210,7 @@ class Mine:
         settings: see `Mining`.
         precision: of the judge.
         root: folder that picture paths are relative to, if not the data file's.
-        on_error: "skip" goes on without bad rows.
+        on_error: "skip" goes on without bad rows, and without items that cannot be read; as `on_error` of the settings does.
     """
 
     out: str
@@ -230,7 +232,9 @@ class Mine:
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Mine and write."""
-        examples = load_examples(workspace, self.data, self.on_error, self.root)
+        settings = replace(self.settings, on_error="skip") if self.on_error == "skip" else self.settings
+        rules = (settings.on_error, self.root, settings.max_bad_fraction)
+        examples = load_examples(workspace, self.data, *rules)
         embedder = load_encoder(workspace, self.model)
         judge: Scorer | YesNo | None = None
         if self.judge:
@@ -238,13 +242,15 @@ class Mine:
         if self.calibrate:
             if not isinstance(judge, Reranker):
                 raise RecipeError("calibrate blends a reranker with the embedder: leave it out for another judge")
-            held_out = load_examples(workspace, self.calibrate, self.on_error, self.root)
-            judge = Blend.fit(embedder, judge, held_out, most=self.calibrate_on)
+            held_out = load_examples(workspace, self.calibrate, *rules)
+            fit = partial(Blend.fit, embedder, judge, most=self.calibrate_on)
+            judge = readable(held_out, fit, settings, "mining").made
             draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
-        mined = mine(examples, embedder, judge, settings=self.settings, store=workspace.root / "judgements")
+        mined = mine(examples, embedder, judge, settings=settings, store=workspace.root / "judgements")
         data = workspace.path(self.data)
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
         draft.stats |= mined.stats
         kept, rejected, queries = (mined.stats[name] for name in ("kept", "rejected", "queries"))
         told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
+        told += f", {len(mined.left_out)} items left out" if mined.left_out else ""
         return f"{kept} hard negatives for {queries} queries{told}"

@@ -38,7 +38,8 @@ class Reselect:
 
     def make(self, workspace: Workspace, draft: Draft) -> str:
         """Choose and write."""
-        examples = load_examples(workspace, self.data, self.on_error, self.root)
+        on_error: OnError = "skip" if "skip" in (self.on_error, self.settings.on_error) else "raise"
+        examples = load_examples(workspace, self.data, on_error, self.root, self.settings.max_bad_fraction)
         folder = workspace.path(self.negatives)
         load(folder, self.kind)
         mined = reselect(folder, examples, settings=self.settings)

@@ -1,21 +1,20 @@
 """Examples that a model can learn from: what cannot be used is found before the first step, never in the middle."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hardwon.distributed import World
-from hardwon.errors import BadItem, BadItems, BadMedia, DataError
+from hardwon.errors import BadItem, BadMedia, DataError
 from hardwon.items import Example, Item
 from hardwon.models import Reranker
+from hardwon.models.left_out import listed, refuse_too_many, show, without
 from hardwon.models.preflight import problems, refusal
-from hardwon.progress import console
 from hardwon.training.loop import Settings
 
 BAR_FROM = 500  # pictures; fewer are looked at before a bar would be seen
-SHOWN = 10
 
 Pairs = dict[tuple[Item, Item], str]
 
@@ -55,12 +54,7 @@ def ready(model: Any, examples: Sequence[Example], settings: Settings, world: Wo
         found = usable(model, examples, settings, world, decode=True)
         _prepared(model, found.examples, world)
     if found.left_out and world.first:
-        for bad in found.left_out[:SHOWN]:
-            console().print(f"   left out {bad}", markup=False, style="yellow")
-        gone = len(examples) - len(found.examples)
-        console().print(
-            f"   {len(found.left_out)} items left out, and {gone} of {len(examples)} examples with them", style="yellow"
-        )
+        show(found.left_out, len(examples) - len(found.examples), len(examples))
     _try(model, found.examples)
     return found
 
@@ -73,9 +67,11 @@ def usable(model: Any, examples: Sequence[Example], settings: Settings, world: W
         return Usable(tuple(examples))
     if not decode:  # so that all of them are listed
         return usable(model, examples, settings, world, decode=True)
-    kept = [left for example in examples if (left := _without(example, bad, pairs)) is not None]
-    left_out = _listed(examples, bad, pairs)
-    _refuse(left_out, len(examples) - len(kept), len(examples), settings)
+    kept = [left for example in examples if (left := without(example, bad, pairs)) is not None]
+    left_out = listed(examples, bad, pairs)
+    refuse_too_many(left_out, len(examples) - len(kept), len(examples), settings, "training")
+    if len(kept) < 2:
+        raise DataError(f"training needs at least 2 examples, but only {len(kept)} of {len(examples)} can be used")
     return Usable(tuple(kept), tuple(left_out))
 
 
@@ -109,43 +105,6 @@ def _bad_pairs(model: Any, examples: Sequence[Example], bad: dict[Item, str]) ->
     """Pairs that a reranker cannot read together although it can read either; text alone is cut to fit."""
     pairs = ((e.query, c.item) for e in examples for c in e.candidates if e.query.pictures or c.item.pictures)
     return {pair: why for pair in pairs if not (set(pair) & bad.keys()) and (why := refusal(model.body, pair))}
-
-
-def _without(example: Example, bad: dict[Item, str], pairs: Pairs) -> Example | None:
-    """The example without bad candidates; None if query or gold is gone."""
-    good = tuple(c for c in example.candidates if c.item not in bad and (example.query, c.item) not in pairs)
-    if example.query in bad or not any(c.origin == "gold" for c in good):
-        return None
-    return example if len(good) == len(example.candidates) else replace(example, candidates=good)
-
-
-def _listed(examples: Sequence[Example], bad: dict[Item, str], pairs: Pairs) -> list[BadItem]:
-    """Each bad item once, with the first place where it stands and how many more there are."""
-    places: dict[tuple[Item, str], list[str]] = {}
-    for number, example in enumerate(examples, start=1):
-        if why := bad.get(example.query):
-            places.setdefault((example.query, why), []).append(f"query of example {number}")
-        for candidate in example.candidates:
-            if why := bad.get(candidate.item) or pairs.get((example.query, candidate.item)):
-                what = "gold" if candidate.origin == "gold" else "negative"
-                places.setdefault((candidate.item, why), []).append(f"{what} of example {number}")
-    more = {key: f" and {len(where) - 1} more" if len(where) > 1 else "" for key, where in places.items()}
-    return [BadItem(key[0], key[1], where[0] + more[key]) for key, where in places.items()]
-
-
-def _refuse(left_out: Sequence[BadItem], gone: int, examples: int, settings: Settings) -> None:
-    among = f"{examples} examples"
-    if settings.on_error == "raise":
-        raise BadItems(left_out, among, 'Mend them, or leave them out with on_error="skip" in the settings of the training')
-    if gone > settings.max_bad_fraction * examples:
-        raise BadItems(
-            left_out,
-            among,
-            f'{gone} examples would be left out, but on_error="skip" allows {settings.max_bad_fraction:.1%} of them: mend '
-            "them, or allow more with max_bad_fraction",
-        )
-    if examples - gone < 2:
-        raise DataError(f"training needs at least 2 examples, but only {examples - gone} of {examples} can be used")
 
 
 def _prepared(model: Any, examples: Sequence[Example], world: World) -> bool:
