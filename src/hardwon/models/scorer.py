@@ -44,6 +44,41 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class ListScorer(Protocol):
+    """Orders the candidates of a query, perhaps in sight of each other.
+
+    What it says of one list can be compared within that list only.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """As of an `Encoder`."""
+        ...
+
+    def score_lists(self, queries: Sequence[Item], lists: Sequence[Sequence[Item]], *, progress: str = "") -> list[np.ndarray]:
+        """Relevance of the candidates of each query, [k] each, float32, in their order; higher is more relevant."""
+        ...
+
+
+def score_lists(
+    scorer: "ListScorer | Scorer", queries: Sequence[Item], lists: Sequence[Sequence[Item]], *, progress: str = ""
+) -> list[np.ndarray]:
+    """What any reranker says of the candidates of each query; see `ListScorer`."""
+    if isinstance(scorer, ListScorer):
+        return scorer.score_lists(queries, lists, progress=progress)
+    return by_pairs(scorer, queries, lists, progress=progress)
+
+
+def by_pairs(
+    scorer: Scorer, queries: Sequence[Item], lists: Sequence[Sequence[Item]], *, progress: str = ""
+) -> list[np.ndarray]:
+    """`score_lists` of who reads one candidate at a time."""
+    pairs = [(query, item) for query, items in zip(queries, lists, strict=True) for item in items]
+    scores, ends = scorer.score_pairs(pairs, progress=progress), np.cumsum([len(items) for items in lists])
+    return np.split(scores, ends[:-1]) if len(lists) else []
+
+
 @dataclass(frozen=True)
 class Judgements:
     """What a judge says of some pairs, as it said it.
