@@ -8,8 +8,8 @@ import pytest
 import hardwon
 
 NAMES = [
-    "Candidate", "Embedder", "Example", "Fused", "HardwonError", "Index", "Item", "Judge", "LoRA", "Mining", "Report",
-    "Reranker", "Settings", "data", "evaluate", "losses", "mine", "train",
+    "Candidate", "Embedder", "Example", "Fused", "HardwonError", "Index", "Item", "Judge", "ListwiseReranker", "LoRA", "Mining",
+    "Report", "Reranker", "Settings", "data", "evaluate", "losses", "mine", "train",
 ]  # fmt: skip
 
 

@@ -44,6 +44,10 @@ LLAVA = (
     "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %} {% endfor %}ASSISTANT:"
 )
 
+STRINGS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
+)
+
 
 def bare(folder):
     """Where the same weights lie as on a hub."""
@@ -301,6 +305,19 @@ def build_qwen3_vl(folder, *, video=True, side="left"):
     vision = {"out_hidden_size": WIDTH, "intermediate_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     heads = {"rope_parameters": ROTARY | {"mrope_interleaved": True}, "head_dim": 8}
     return build_qwen("Qwen3VL", folder, vision, video=video, side=side, heads=heads, added=("<think>", "</think>"))
+
+
+def build_words(folder, template=STRINGS):
+    """A language model that reads text only, as a hub holds it."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    tokenizer = qwen_tokenizer(CHATML)
+    tokenizer.chat_template = template
+    settings = {k: v for k, v in decoder("qwen2", tokenizer).items() if k != "model_type"}
+    model = random_weights(AutoModelForCausalLM.from_config, Qwen2Config(**settings))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 DUAL = {"clip": build_clip, "siglip": build_siglip}

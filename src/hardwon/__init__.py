@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hardwon.evaluation import Report, evaluate
     from hardwon.items import Candidate, Example, Item
     from hardwon.mining import Mining, mine
-    from hardwon.models import Embedder, Judge, LoRA, Reranker
+    from hardwon.models import Embedder, Judge, ListwiseReranker, LoRA, Reranker
     from hardwon.search import Fused, Index
     from hardwon.training import Settings, train
 
@@ -27,6 +27,7 @@ _WHERE = {
     "Index": "search",
     "Item": "items",
     "Judge": "models",
+    "ListwiseReranker": "models",
     "LoRA": "models",
     "Mining": "mining",
     "Report": "evaluation",
@@ -47,6 +48,7 @@ __all__ = [
     "Index",
     "Item",
     "Judge",
+    "ListwiseReranker",
     "LoRA",
     "Mining",
     "Report",

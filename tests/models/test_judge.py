@@ -26,9 +26,6 @@ PICTURES_FIRST = (
     "{% for part in message.content | selectattr('type', 'equalto', 'text') %}{{ part.text }} {% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-STRINGS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -321,22 +318,9 @@ def test_the_answer_is_the_token_that_follows_the_prompt(judges):
         Judge(judges["llava"].alone.model, llava.processor, Question(no="Yet"))
 
 
-def words(folder, template=STRINGS):
-    """A language model that reads text only, as a hub holds it."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    tokenizer = vlms.qwen_tokenizer(vlms.CHATML)
-    tokenizer.chat_template = template
-    settings = {k: v for k, v in vlms.decoder("qwen2", tokenizer).items() if k != "model_type"}
-    model = vlms.random_weights(AutoModelForCausalLM.from_config, Qwen2Config(**settings))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("template", [STRINGS, None], ids=["template", "no template"])
+@pytest.mark.parametrize("template", [vlms.STRINGS, None], ids=["template", "no template"])
 def test_a_model_of_text(template, tmp_path, shapes, sharing):
-    folder = words(tmp_path / "words", template)
+    folder = vlms.build_words(tmp_path / "words", template)
     judge = Judge.load(folder, device="cpu", question=ASKED)
     alone = Judge.load(folder, device="cpu", question=ASKED, share=False, tokens=1)
     assert judge.prompts.text(["a"]).endswith("assistant\n" if template else "a\n\nAnswer: ")

@@ -12,7 +12,7 @@ from hardwon.errors import RecipeError
 from hardwon.items import Candidate, Example, Item, write_examples
 from hardwon.mining import Hardest, Mining, read_ledger
 from hardwon.mining.judging import INJECTED
-from hardwon.models import Judge, RemoteSettings, record
+from hardwon.models import Judge, ListwiseReranker, RemoteSettings, record
 from hardwon.stages import ChatModel, Mine, Server, Workspace
 from hardwon.stages.inspection import inspect_negatives
 
@@ -96,3 +96,10 @@ def test_what_cannot_be(mine, tmp_path):
         mine("url", "http://localhost:1/v1")
     with pytest.raises(RecipeError, match="calibrate blends a reranker with the embedder"):
         mine("blend", "", calibrate=str(tmp_path / "pairs.jsonl"))
+
+
+def test_a_reranker_of_lists_judges_no_pairs(mine, tmp_path):
+    folder = vlms.build_words(tmp_path / "words")
+    ListwiseReranker.load(folder, device="cpu").save(tmp_path / "lists")
+    with pytest.raises(RecipeError, match="reads whole lists and does not judge a candidate by itself"):
+        mine("lists", str(tmp_path / "lists"))

@@ -1,9 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hardwon.errors import RecipeError
 from hardwon.items import Candidate, Example, Item
+from hardwon.losses import Listwise
+from hardwon.models import Options
+from hardwon.stages import Train, Workspace
 from hardwon.stages.learn import of_sources, shown
 
 
@@ -19,3 +23,16 @@ def test_some_sources_only():
     assert [e.query.text for e in of_sources(examples, ("tone", "name"))] == ["q0", "q2", "q3"]
     with pytest.raises(RecipeError, match="unknown source 'tones': did you mean 'tone'"):
         of_sources(examples, ("tones",))
+
+
+def test_what_is_trained(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a", "positive": "b"}\n{"query": "c", "positive": "d"}\n')
+    (tmp_path / "model").mkdir()
+    stage = Train("out", model=str(tmp_path / "model"), data=str(tmp_path / "pairs.jsonl"), loss=Listwise(), steps=1)
+    workspace = Workspace(tmp_path / "run")
+    typo = replace(stage)
+    object.__setattr__(typo, "task", "listwize")  # as a recipe can say it, where no test checks types
+    with pytest.raises(RecipeError, match=r"listwize.*listwise"):
+        workspace.run_all([typo])
+    with pytest.raises(RecipeError, match="pooling is about embedders"):
+        workspace.run_all([replace(stage, task="pairwise", options=Options(pooling="last"))])

@@ -14,7 +14,7 @@ import vlms
 
 from hardwon.items import Item
 from hardwon.losses import JudgeAlignment
-from hardwon.models import Embedder
+from hardwon.models import Embedder, ListwiseReranker, Question, Reranker, load_reranker
 from hardwon.search import Index
 from hardwon.stages import Workspace
 from hardwon.stages.recipes import load
@@ -66,6 +66,28 @@ def test_qwen3_vl_2b(data, tmp_path_factory, monkeypatch):
         assert "rank=16" in card
     found = Index.load(data / "run" / "index" / "index", made).search(Item("find the red square"), k=3)
     assert len(found) == 3
+
+
+@pytest.mark.parametrize(("function", "kind"), [("recipe", ListwiseReranker), ("pairwise", Reranker)])
+def test_vlm_reranker(function, kind, data, tmp_path_factory, monkeypatch):
+    model = vlms.DECODERS["qwen3-vl"](tmp_path_factory.mktemp("qwen3") / "vlm")
+    monkeypatch.chdir(data)
+    mining, stage = load(f"{RECIPES / 'vlm_reranker.py'}:{function}")
+    mining = replace(mining, model=str(model), settings=replace(mining.settings, depth=8, keep=4))
+    stage = smaller(stage, vlms.bare(model))
+    # So small a model has no room for our own words, and its pictures are small already.
+    stage = replace(stage, question=Question("Fits? {yes} or {no}."), options=replace(stage.options, max_pixels=32 * 32))
+    if stage.listing:
+        stage = replace(stage, listing=replace(stage.listing, wording="Which?"))
+    Workspace(data / "run").run_all([mining, stage])
+    made = load_reranker(data / "run" / "reranker" / "model", device="cpu")
+    assert type(made) is kind
+    assert not (data / "run" / "reranker" / "model" / "adapter_config.json").exists()  # merged
+    assert "| data | pairs: 20 |" in (data / "run" / "reranker" / "model" / "README.md").read_text()
+    items = [Item(images=(picture,)) for picture in sorted((data / "pictures").iterdir())[:6]]
+    (scores,) = made.score_lists([Item("find the red square")], [items])
+    assert np.isfinite(scores).all()
+    assert len(set(scores.tolist())) > 1
 
 
 def test_llava_onevision_7b(data, tmp_path_factory, monkeypatch):

@@ -5,12 +5,13 @@ from hardwon.models.cached import CachedEncoder
 from hardwon.models.calls import RemoteSettings
 from hardwon.models.embedder import Embedder
 from hardwon.models.judge import Judge
+from hardwon.models.listwise import ListwiseReranker, load_reranker
 from hardwon.models.options import LoRA, Options
-from hardwon.models.question import Question
+from hardwon.models.question import Listing, Question
 from hardwon.models.recorded import RecordedJudge, record
 from hardwon.models.remote import RemoteJudge
 from hardwon.models.reranker import Reranker
-from hardwon.models.scorer import Encoder, Judgements, Pair, Scorer, YesNo, judgements
+from hardwon.models.scorer import Encoder, Judgements, ListScorer, Pair, Scorer, YesNo, judgements, score_lists
 
 __all__ = [
     "CachedEncoder",
@@ -18,6 +19,9 @@ __all__ = [
     "Encoder",
     "Judge",
     "Judgements",
+    "ListScorer",
+    "Listing",
+    "ListwiseReranker",
     "LoRA",
     "Options",
     "Pair",
@@ -29,5 +33,7 @@ __all__ = [
     "Scorer",
     "YesNo",
     "judgements",
+    "load_reranker",
     "record",
+    "score_lists",
 ]

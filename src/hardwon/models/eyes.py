@@ -205,8 +205,12 @@ class ChatEye:
         """As the module's own, for rows whose pictures are marks."""
         blind = copy.copy(self.module)
         blind.processor = copy.copy(self.module.processor)
-        blind.processor.image_processor = _Remembering(self.module.processor.image_processor)
+        blind.processor.image_processor = self.remembering()
         return blind.preprocess(rows, prompt)
+
+    def remembering(self) -> Any:
+        """Takes the place of the image processor where pictures are marks."""
+        return _Remembering(self.module.processor.image_processor)
 
     def put_back(self, features: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
         """Model inputs with the records' features, in the order of the pictures."""

@@ -1,6 +1,5 @@
 """`Judge`: a chat model, asked of each (query, candidate) pair whether they belong together. One pass, nothing is generated."""
 
-import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from hardwon.artifacts import fingerprint
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.items import Picture
 from hardwon.models.calls import RemoteSettings
 from hardwon.models.eyes import versions
+from hardwon.models.hearing import heard
 from hardwon.models.length import PictureTokens
 from hardwon.models.loading import ENDLESS, limit_pixels
 from hardwon.models.memory import Room
@@ -61,7 +60,7 @@ class Judge:
         self.model = model.eval()
         self.prompts = Prompts(processor, question or Question(), PictureTokens(processor, model.config))
         self.tokens = tokens
-        self.max_length = _length(model, self.prompts.tokenizer)
+        self.max_length = length_of(model, self.prompts.tokenizer)
         self._share = share
         self._agreed: dict[tuple[bool, ...], bool] = {}
         self._digest: tuple[Any, str] | None = None
@@ -180,13 +179,7 @@ class Judge:
             return self._heard(given, lengths - 1 - end)[0]
 
     def _heard(self, given: dict[str, Any], last: Tensor) -> tuple[Tensor, Any]:
-        """Logits of both answers behind the last token of each row, and the keys and values of all tokens."""
-        answers = list(self.prompts.answers)
-        with _listening(self.model.get_output_embeddings(), last, answers) as picked:
-            made = self.model(**given, return_dict=True)
-        logits = made.logits
-        at_last = logits[:, 0] if picked else logits[torch.arange(len(last), device=logits.device), last.to(logits.device)]
-        return at_last[:, answers].float(), getattr(made, "past_key_values", None)
+        return heard(self.model, given, last, self.prompts.answers)
 
     def agreed(self, kind: Sequence[int]) -> bool | None:
         """Whether the two ways to compute gave the same for pairs of such a kind; None if nobody has looked yet."""
@@ -196,7 +189,9 @@ class Judge:
         """Compare logits that a kept beginning gave with those of whole prompts, and remember the outcome."""
         odds, truth = (made[:, 0] - made[:, 1] for made in (logits, wholes))
         apart_by = float((odds - truth).abs().max()) / max(1.0, float(truth.abs().max()))
-        same = bool(torch.equal(odds.isfinite(), truth.isfinite())) and not apart_by > TOLERANCE[self.model.dtype]
+        device = self.model.device.type
+        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+        same = bool(torch.equal(odds.isfinite(), truth.isfinite())) and not apart_by > TOLERANCE[computed]
         self.settle(kind, same, f"the odds differ by {apart_by:.2g}")
         return same
 
@@ -319,37 +314,7 @@ class _Work:
         return "the pair of " + " and ".join(f"item {item.key[:12]} ({item.label})" for item in self.pairs[n])
 
 
-@contextlib.contextmanager
-def _listening(head: Any, last: Tensor, answers: list[int]) -> Iterator[bool]:
-    """Within the block a model's head reads the last token of each row only, and says the two answers in float32.
-
-    Numbers of 16 bits would be too coarse: of logits near 20, bfloat16 tells only those apart that differ by 0.125. Whatever
-    the model does to its logits afterwards (scale them, cap them) it still does. Yields whether this head can be made to.
-    """
-    if not isinstance(head, nn.Linear):
-        yield False
-        return
-
-    def pick(_head: Any, given: tuple[Tensor, ...]) -> Tensor:
-        hidden = given[0]
-        return hidden[torch.arange(len(last), device=hidden.device), last.to(hidden.device)][:, None]
-
-    def say(_head: Any, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        made = logits.float()
-        if type(head) is nn.Linear:  # not where a subclass packs its weights
-            bias = None if head.bias is None else head.bias[answers].float()
-            made[..., answers] = F.linear(given[0].float(), head.weight[answers].float(), bias)
-        return made
-
-    hooks = head.register_forward_pre_hook(pick), head.register_forward_hook(say)
-    try:
-        yield True
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _length(model: Any, tokenizer: Any) -> int:
+def length_of(model: Any, tokenizer: Any) -> int:
     """Tokens that a model has been made for."""
     known = (
         getattr(model.config.get_text_config(), "max_position_embeddings", None),

@@ -51,7 +51,8 @@ def add_lora(model: Any, lora: LoRA) -> None:
 def _layers(inner: nn.Module, lora: LoRA) -> str:
     """The layers as one pattern, which an adapter's folder can hold for a model of any depth."""
     linear = [name for name, module in inner.named_modules() if isinstance(module, nn.Linear) and _repeated(name)]
-    language = [name for name in linear if not any(part in name.split(".")[0] for part in NOT_LANGUAGE)]
+    # A model that generates holds the others in one that is called "model".
+    language = [name for name in linear if not any(part in _root(name) for part in NOT_LANGUAGE)]
     if getattr(inner, "language_model", None) is None and hasattr(inner, "vision_model"):
         language = linear  # a dual encoder: both sides
     found = sorted({name.rpartition(".")[2] for name in language})
@@ -60,8 +61,14 @@ def _layers(inner: nn.Module, lora: LoRA) -> str:
             raise ModelError(unknown("layer for LoRA", wanted, found))
     if not found:
         raise ModelError(f"{type(inner).__name__} has no linear layers that LoRA could be put on")
-    roots = sorted({name.split(".")[0] for name in language})
-    return rf"(?:{'|'.join(roots)})\.(?:.*\.)?\d+\.(?:.*\.)?(?:{'|'.join(lora.layers or found)})"
+    roots = sorted({_root(name).replace(".", r"\.") for name in language})
+    return rf"(?:{'|'.join(roots)})\.\d+\.(?:.*\.)?(?:{'|'.join(lora.layers or found)})"
+
+
+def _root(name: str) -> str:
+    """Where repeated layers are: all that comes before the first number."""
+    parts = name.split(".")
+    return ".".join(parts[: next(n for n, part in enumerate(parts) if part.isdigit())])
 
 
 def _repeated(name: str) -> bool:

@@ -36,6 +36,9 @@ class Prompts:
         question: see above.
         modalities: what the model reads.
         special: strings that its tokenizer takes for something else than text.
+        form: number of the way in which prompts are handed to the template: in parts, as one text of a list, as a string.
+        lead: blank that stands between a prompt and the answer where that is no part of the answer's first token.
+        marks: what stands for a picture or a video in a text.
         answers: ids of the first tokens of the two answers, as they follow a prompt: Yes, No.
         placeholders: ids of the tokens that stand for a picture or a video in a text.
 
@@ -47,16 +50,16 @@ class Prompts:
         self.processor, self.question, self._picture_tokens = processor, question, picture_tokens
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         seen = ("image", "video") if processor is not self.tokenizer else ()
-        self._marks = {kind: mark for kind in seen if (mark := getattr(processor, f"{kind}_token", None))}
+        self.marks = {kind: mark for kind in seen if (mark := getattr(processor, f"{kind}_token", None))}
         readers = {kind for kind in seen if getattr(processor, f"{kind}_processor", None) is not None}
         # A processor may keep the token of its videos to itself; that of its pictures it always has, or the template knows it.
-        self.modalities = ("text", *(kind for kind in seen if kind in readers and (kind == "image" or kind in self._marks)))
+        self.modalities = ("text", *(kind for kind in seen if kind in readers and (kind == "image" or kind in self.marks)))
         self.special = control_tokens(self.tokenizer, processor if seen else None)
-        self.placeholders = {int(self.tokenizer.convert_tokens_to_ids(mark)) for mark in self._marks.values()}
+        self.placeholders = {int(self.tokenizer.convert_tokens_to_ids(mark)) for mark in self.marks.values()}
         owners = [part for part in (processor, self.tokenizer) if getattr(part, "chat_template", None)]
         self._template: Any = owners[0] if owners else None
-        self._lead = ""
-        self._form = self._settle_form()
+        self.lead = ""
+        self.form, self._form = self._settle_form()
         self.answers = self._settle_answers()
 
     def identity(self) -> list[str]:
@@ -75,7 +78,7 @@ class Prompts:
         for item in row:
             shown = as_shown(item, self.modalities)
             refuse_parts(shown, self.modalities)
-            if shown.pictures and self._template is None and not self._marks:
+            if shown.pictures and self._template is None and not self.marks:
                 raise ModelError(
                     f"item {item.key[:12]} holds a picture, but the model has neither a chat template nor a token that says "
                     "where it goes: copy chat_template.jinja from the original model"
@@ -92,9 +95,9 @@ class Prompts:
         seen = GUESS * len(shown.images) if seen is None else seen
         return (len(item.instruction) + len(item.text)) // LETTERS + 1 + seen + GUESS * len(shown.video) // 2
 
-    def kind(self, pair: Pair) -> tuple[int, ...]:
+    def kind(self, row: Sequence[Item]) -> tuple[int, ...]:
         """How many pictures and frames query and candidate hold; pairs of one kind can be read in one batch."""
-        shown = [as_shown(item, self.modalities) for item in pair]
+        shown = [as_shown(item, self.modalities) for item in row]
         return tuple(count for item in shown for count in (len(item.images), len(item.video)))
 
     def parts(self, pair: Pair) -> tuple[Part, ...]:
@@ -105,8 +108,8 @@ class Prompts:
     def text(self, prompt: Sequence[Part]) -> str:
         """What the chat template makes of a prompt, with one placeholder for every picture or video."""
         if self._template is None:
-            return f"{self._inline(prompt)}\n\nAnswer:{self._lead}"
-        return self._rendered(self._form(prompt)) + self._lead
+            return f"{self._inline(prompt)}\n\nAnswer:{self.lead}"
+        return self._rendered(self._form(prompt)) + self.lead
 
     def features(self, prompts: Sequence[Sequence[Part]], show: Show, looks: Any = None) -> Features:
         """Model inputs of some prompts of one kind, filled up at the end.
@@ -158,7 +161,7 @@ class Prompts:
 
     def _inline(self, prompt: Sequence[Part]) -> str:
         """A prompt as one string, with the processor's own placeholders."""
-        return "".join(part if isinstance(part, str) else self._marks.get(part.kind, "") for part in prompt)
+        return "".join(part if isinstance(part, str) else self.marks.get(part.kind, "") for part in prompt)
 
     def _rendered(self, talk: list[dict[str, Any]], opened: bool = True) -> str:
         # A model that thinks first would say its thoughts and not the answer, unless its template is told.
@@ -173,31 +176,38 @@ class Prompts:
         yield lambda prompt: messages([self._inline(prompt)], lambda shown: [])
         yield lambda prompt: [{"role": "user", "content": self._inline(prompt)}]
 
-    def _settle_form(self) -> Form:
-        """The first way in which everything arrives in its place."""
+    def _settle_form(self) -> tuple[int, Form]:
+        """The first way in which everything arrives in its place, and its number."""
         forms = list(self._forms())
         if self._template is None:
-            return forms[0]
+            return 0, forms[0]
         kinds = [kind for kind in self.modalities if kind != "text"]
         probe: list[Part] = [PROBE[0]]
         for kind in kinds:
             probe += [Shown(kind, ()), PROBE[1], Shown(kind, ()), PROBE[2]]
-        marks = [part if isinstance(part, str) else self._marks.get(part.kind, "") for part in probe]
-        for form in forms:
+        marks = [part if isinstance(part, str) else self.marks.get(part.kind, "") for part in probe]
+        for number, form in enumerate(forms):
             try:
                 made = self._rendered(form(probe))
             except (TemplateError, TypeError, ValueError, KeyError, AttributeError):  # a template that wants another form
                 continue
             if _in_order(made, marks):
-                return form
+                return number, form
         raise JudgeError("the model's chat template loses text or pictures of a user's turn: take one that keeps their order")
 
     def _settle_answers(self) -> tuple[int, int]:
         question = self.question
         yes, no = (self._first_token(word) for word in (question.yes, question.no))
-        if yes == no and not self.tokenizer.decode([yes]).strip():
-            self._lead = " "  # a tokenizer with a token for the blank: then it belongs to the prompt
+        if yes == no is not None and not self.tokenizer.decode([yes]).strip():
+            self.lead = " "  # a tokenizer with a token for the blank: then it belongs to the prompt
             yes, no = (self._first_token(word) for word in (question.yes, question.no))
+        for word, token in ((question.yes, yes), (question.no, no)):
+            if token is None or token == getattr(self.tokenizer, "unk_token_id", None):
+                raise JudgeError(
+                    f"the model's tokenizer has no token for the answer {word!r}, so that the model cannot be heard: choose "
+                    "words that it can write with Question(yes=..., no=...)"
+                )
+        assert yes is not None and no is not None
         if yes == no:
             raise JudgeError(
                 f"the answers {question.yes!r} and {question.no!r} begin with the same token "
@@ -206,15 +216,24 @@ class Prompts:
             )
         return yes, no
 
-    def _first_token(self, word: str) -> int:
+    def only_token(self, word: str) -> int | None:
+        """Id of the token that an answer is where it follows the prompt; None if it is several, or none that is known."""
+        made = self._tokens(word)
+        return made[0] if len(made) == 1 and made[0] != getattr(self.tokenizer, "unk_token_id", None) else None
+
+    def _first_token(self, word: str) -> int | None:
         """Id of the token with which an answer begins where it follows the prompt."""
+        return next(iter(self._tokens(word)), None)
+
+    def _tokens(self, word: str) -> list[int]:
+        """Ids of an answer's tokens where it follows the prompt."""
         text = self.text([PROBE[0]])
         before, answer = self.ids(text), self._answer(text, word)
         after = self.ids(text + answer)
         if after[: len(before)] == before and len(after) > len(before):
-            return after[len(before)]
+            return after[len(before) :]
         # The answer would melt together with the end of the prompt, whose tokens are there already.
-        return next(iter(self.tokenizer(answer, add_special_tokens=False)["input_ids"]))
+        return list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
     def _answer(self, text: str, word: str) -> str:
         """The answer with the blank before it that the template puts there, or that ordinary writing would."""

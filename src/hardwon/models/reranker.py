@@ -17,34 +17,80 @@ from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.body import Body
 from hardwon.models.card import pooling_of, save, write
+from hardwon.models.chat import Chat, open_body, speaks
 from hardwon.models.embedder import Embedder, in_turn
+from hardwon.models.lora import merged
+from hardwon.models.options import Dtype, LoRA, Options
 from hardwon.models.outputs import outputs
 from hardwon.models.precision import Precision
-from hardwon.models.scorer import Pair
+from hardwon.models.preflight import refusal
+from hardwon.models.question import Question
+from hardwon.models.scorer import Pair, by_pairs
 
 
 class Reranker:
     """A model that reads query and candidate together.
 
+    Any model that `CrossEncoder` loads works, and any chat model: that is asked whether the two belong together, and its score
+    is the log-odds of Yes of one forward pass; nothing is generated. Whatever is trained loads with `CrossEncoder(path)`.
+
+    Args:
+        body: see below.
+        question: what a chat model is asked; what it was saved with, or else hardwon's own, if None.
+
     Attributes:
         body: the `CrossEncoder` with the way pairs are rendered for it.
+        chat: asks it, where it is a chat model; None for any other.
+
+    Raises:
+        ModelError: a question for a model that is not asked.
+        JudgeError: a chat model that has no tokens for the two answers, or the same for both.
     """
 
-    def __init__(self, body: Body):
+    def __init__(self, body: Body, question: Question | None = None):
         self.body = body
+        self.chat = Chat(body, "pairwise", question) if speaks(body) else None
+        if self.chat is None and question is not None:
+            raise ModelError("this model is no chat model, so that nothing is asked of it: leave question out")
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, device: str | None = None, vision_cache: Path | None = None, precision: Precision = "fp32"
+    def load(  # noqa: PLR0913  (each of them is one thing that people set)
+        cls,
+        path: str | Path,
+        *,
+        question: Question | None = None,
+        instruction: str | Mapping[str, str] | None = None,
+        lora: LoRA | None = None,
+        freeze: tuple[str, ...] = (),
+        max_pixels: int | None = None,
+        dtype: Dtype | None = None,
+        attention: str | None = None,
+        device: str | None = None,
+        vision_cache: Path | None = None,
+        precision: Precision = "fp32",
     ) -> "Reranker":
-        """Load a model folder or a name on the hub, as `CrossEncoder` takes it.
+        """Load a model folder or a name on the hub: of a reranker, or of a chat model as it comes.
 
-        Arguments and errors as `Embedder.load`; `precision` "bf16" scores in bfloat16 where that is safe,
-        "auto" where the machine is also faster at it.
+        Args:
+            path: as `CrossEncoder` takes it, or any model that transformers generates text with. Remote code is never run.
+            question: what a chat model is asked.
+            instruction: of queries that bring none, for chat models; see `Options`.
+            lora: see `Options`.
+            freeze: see `Options`.
+            max_pixels: see `Options`.
+            dtype: see `Options`.
+            attention: see `Options`.
+            device: see `Embedder.load`.
+            vision_cache: see `Embedder.load`.
+            precision: "bf16" scores in bfloat16 where that is safe, "auto" where the machine is also faster at it.
+
+        Raises:
+            ModelError: as `Embedder.load`.
+            JudgeError: see `Reranker`.
+            MissingExtra: as `Embedder.load`.
         """
-        from sentence_transformers import CrossEncoder
-
-        return cls(Body.load(CrossEncoder, path, device, vision_cache, precision))
+        options = Options(None, instruction, lora, freeze, max_pixels, dtype, attention)
+        return cls(open_body(path, device, vision_cache, precision, options), question).freeze(freeze)
 
     @classmethod
     def start_from(cls, embedder: Embedder, *, layers: int | None = None, seed: int = 0) -> "Reranker":
@@ -94,21 +140,33 @@ class Reranker:
     @property
     def fingerprint(self) -> str:
         """Identity of weights and pre-processing: changes when the scores may."""
-        return fingerprint(["reranker", self.body.identity()])
+        said = [] if self.chat is None else [self.chat.asked.question.fingerprint]
+        return fingerprint(["reranker", self.body.identity(), *said])
 
     def cost(self, pair: Pair) -> int:
         """Tokens, about: what a batch is filled by."""
+        if self.chat is not None:
+            return self.chat.cost(pair, len(self.chat.asked.question.text))
         return self.body.cost(pair[0]) + self.body.cost(pair[1])
 
     def name(self, pair: Pair) -> str:
         """How errors speak of a pair."""
         return f"the pair of items {pair[0].key[:12]} ({pair[0].text[:60]!r}) and {pair[1].key[:12]} ({pair[1].text[:60]!r})"
 
+    def refusal(self, query: Item, item: Item) -> str:
+        """Why the model cannot read a pair although it can read either; "" if it can, as far as headers of pictures tell."""
+        return refusal(self.body, (query, item))
+
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
         """Log-odds with a graph, as one batch, or in turn what the model cannot read together (`Body.kind`)."""
-        kinds = [(self.body.kind(query), self.body.kind(item)) for query, item in pairs]
+        chat = self.chat
+        kinds: list[Any] = [
+            (self.body.kind(pair[0]), self.body.kind(pair[1])) if chat is None else chat.kind(pair) for pair in pairs
+        ]
         if len(set(kinds)) > 1:
             return in_turn(pairs, kinds, self.forward)
+        if chat is not None:
+            return chat.odds(pairs)
         rows = [list(pair) for pair in pairs]
         features = self.body.features(rows)
         with self.body.blaming(rows):
@@ -120,12 +178,21 @@ class Reranker:
         Raises:
             BadItems: items that cannot be used, before anything is computed; names them all.
             ModelError: odds that are not finite, or a pair that cannot be read together or is too large for memory; names it.
+
+        What the prompts of one query begin with a chat model reads once; see `Judge`.
         """
+        if self.chat is not None:
+            with self.evaluating():
+                return self.chat.score_pairs(pairs, progress)
         return outputs(self, pairs, (), doing="scoring", unit="pairs", progress=progress)
 
     def score(self, query: Item, items: Sequence[Item]) -> np.ndarray:
         """Log-odds of each item for one query, [k]."""
         return self.score_pairs([(query, item) for item in items])
+
+    def score_lists(self, queries: Sequence[Item], lists: Sequence[Sequence[Item]], *, progress: str = "") -> list[np.ndarray]:
+        """As of a `ListScorer`: log-odds of the candidates of each query."""
+        return by_pairs(self, queries, lists, progress=progress)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -138,12 +205,21 @@ class Reranker:
         self.body.freeze(parts)
         return self
 
-    def save(self, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write a folder that `CrossEncoder(path)` loads; `about` is kept in `hardwon.json` and shown in the model card.
+    def save(self, path: str | Path, about: Mapping[str, Any] | None = None, *, merge: bool = False) -> None:
+        """Write a folder that `CrossEncoder(path)` loads.
 
-        Its `predict` gives the sigmoid of our log-odds, or the log-odds with `activation_fn=torch.nn.Identity()`.
+        Its `predict` gives the sigmoid of our log-odds, or the log-odds with `activation_fn=torch.nn.Identity()`. Of a model
+        with an adapter only that is written, with the name of its base.
+
+        Args:
+            path: the folder.
+            about: how the model came about: kept in `hardwon.json`, shown in the card.
+            merge: work the adapter into the weights and write them whole.
+
+        Raises:
+            ModelError: nothing to merge.
         """
-        save(self.body.model, Path(path), about or {})
+        save(merged(self.body.model) if merge else self.body.model, Path(path), about or {})
 
 
 def _cut(model: Any, layers: int) -> None:

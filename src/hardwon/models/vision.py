@@ -155,6 +155,11 @@ class VisionCache:
         self.store.add(list(made), list(made.values()))
         return len(missing)
 
+    def forget(self) -> None:
+        """Everything that is kept in memory only."""
+        if self.home is None:
+            self.store = Store(None)
+
     def records(self, groups: Sequence[Sequence[Picture]]) -> list[Record]:
         """Records of all pictures in order; what is not known is computed."""
         self.prepare(groups, shown=False)

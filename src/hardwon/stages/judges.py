@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hardwon.errors import RecipeError
-from hardwon.models import Judge, Question, RecordedJudge, RemoteSettings, Reranker, YesNo
+from hardwon.models import (
+    Judge,
+    ListwiseReranker,
+    Question,
+    RecordedJudge,
+    RemoteSettings,
+    Reranker,
+    YesNo,
+    load_reranker,
+)
 from hardwon.models.options import Dtype
 from hardwon.models.precision import Precision
 from hardwon.stages.base import Workspace
@@ -62,7 +71,11 @@ def read_by(judge: JudgeSpec) -> tuple[str, ...]:
 
 
 def load_judge(workspace: Workspace, judge: JudgeSpec, precision: Precision, vision_cache: Path) -> Reranker | YesNo:
-    """The judge that a recipe names: a reranker or recorded answers by their path, or one that is asked in words."""
+    """The judge that a recipe names: a reranker or recorded answers by their path, or one that is asked in words.
+
+    Raises:
+        RecipeError: a reranker that reads lists.
+    """
     if isinstance(judge, Server):
         return Judge.remote(judge.url, judge.model, settings=judge.settings)
     if isinstance(judge, ChatModel):
@@ -70,4 +83,7 @@ def load_judge(workspace: Workspace, judge: JudgeSpec, precision: Precision, vis
         return Judge.load(path, question=told.question, dtype=told.dtype, max_pixels=told.max_pixels, tokens=told.tokens)
     if judge.endswith(RECORDED):
         return RecordedJudge(workspace.path(judge))
-    return Reranker.load(workspace.path(judge), vision_cache=vision_cache, precision=precision)
+    found = load_reranker(workspace.path(judge), vision_cache=vision_cache, precision=precision)
+    if isinstance(found, ListwiseReranker):
+        raise RecipeError(f"{judge} reads whole lists and does not judge a candidate by itself: train one with task='pairwise'")
+    return found

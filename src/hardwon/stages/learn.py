@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from rich.markup import escape
 
@@ -19,7 +19,18 @@ from hardwon.errors import OnError, RecipeError, unknown
 from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
 from hardwon.mining import Mining, mine
-from hardwon.models import CachedEncoder, Embedder, Options, Reranker, Scorer, YesNo, golden
+from hardwon.models import (
+    CachedEncoder,
+    Embedder,
+    Listing,
+    ListwiseReranker,
+    Options,
+    Question,
+    Reranker,
+    Scorer,
+    YesNo,
+    golden,
+)
 from hardwon.models.left_out import readable
 from hardwon.models.precision import Precision
 from hardwon.models.small import assemble
@@ -30,6 +41,8 @@ from hardwon.stages.base import Workspace
 from hardwon.stages.judges import JudgeSpec, load_judge, read_by
 from hardwon.training import Settings, align, train
 from hardwon.training.usable import ready
+
+Task = Literal["embedder", "reranker", "pairwise", "listwise"]
 
 
 def load_examples(
@@ -128,12 +141,15 @@ class Train:
         settings: everything else about training; its `on_error` is also about rows that cannot be read.
         options: how the model is loaded: adapters, pooling, instruction, size of pictures, number format ...
         merge: work the adapter of `options.lora` into the weights that are saved; else the adapter alone is.
-        task: what is trained; a "reranker" starts from an embedder's weights.
+        task: what is trained. A "reranker" starts from an embedder's weights; "pairwise" and "listwise" are rerankers that
+            start from a chat model, which is asked about a candidate or about a list of them.
         layers: of a reranker's language model that are kept; all if None.
         align: steps of projector alignment before the training; 0 for none.
         align_sources: data sets used for that; all if empty.
         root: folder that picture paths are relative to, if not the data file's.
         sources: data sets that are trained on; all if empty.
+        question: what a chat model is asked about a candidate; see `Reranker.load`.
+        listing: what it is asked about a list; see `ListwiseReranker.load`.
     """
 
     out: str
@@ -144,12 +160,14 @@ class Train:
     settings: Settings = field(default_factory=Settings)
     options: Options | None = None
     merge: bool = False
-    task: Literal["embedder", "reranker"] = "embedder"
+    task: Task = "embedder"
     layers: int | None = None
     align: int = 0
     align_sources: tuple[str, ...] = ()
     root: str = ""
     sources: tuple[str, ...] = ()
+    question: Question | None = None
+    listing: Listing | None = None
     kind: ClassVar[str] = "model"
     verb: ClassVar[str] = "train"
 
@@ -164,8 +182,7 @@ class Train:
         if self.sources:
             examples = of_sources(examples, self.sources)
         show_pairs(examples)
-        embedder = load_embedder(workspace, self.model, self.options)
-        model: Embedder | Reranker = embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)
+        model = self._start(workspace)
         checkpoints = draft.path / "checkpoint"
         if self.align and isinstance(model, Embedder) and not checkpoints.exists():
             examples = ready(model, examples, self.settings, World.current()).examples
@@ -173,16 +190,27 @@ class Train:
         trained = train(
             model, examples, self.loss, steps=self.steps, settings=self.settings, out=draft.path, title=f"training {self.out}"
         )
-        about = self._about(examples, draft.path / "metrics.jsonl")
+        trained.save(draft.path / "model", self._about(examples, draft.path / "metrics.jsonl"), merge=self.merge)
         if isinstance(trained, Embedder):
-            trained.save(draft.path / "model", about, merge=self.merge)
             golden.keep(trained, draft.path / "model")
-        else:
-            trained.save(draft.path / "model", about)
         shutil.rmtree(checkpoints, ignore_errors=True)
         draft.stats["examples"] = len(examples)
         draft.stats["pairs"] = self.steps * self.settings.batch_size
         return f"{self.steps} steps of {self.settings.batch_size} queries"
+
+    def _start(self, workspace: Workspace) -> Embedder | Reranker | ListwiseReranker:
+        if self.task not in get_args(Task):
+            raise RecipeError(unknown("task", self.task, get_args(Task)))
+        if self.task in ("embedder", "reranker"):
+            embedder = load_embedder(workspace, self.model, self.options)
+            return embedder if self.task == "embedder" else Reranker.start_from(embedder, layers=self.layers)
+        said = {f.name: getattr(self.options, f.name) for f in fields(self.options)} if self.options else {}
+        if said.pop("pooling", None) is not None:
+            raise RecipeError("pooling is about embedders: leave it out of the options of a chat model")
+        path, seen = workspace.path(self.model), features(workspace)
+        if self.task == "pairwise":
+            return Reranker.load(path, question=self.question, vision_cache=seen, **said)
+        return ListwiseReranker.load(path, listing=self.listing, vision_cache=seen, **said)
 
     def _about(self, examples: Sequence[Example], metrics: Path) -> dict[str, Any]:
         """What the model's card says of the training."""

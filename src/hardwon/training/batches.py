@@ -5,7 +5,7 @@ The order depends on seed and epoch alone: never on workers, ranks or global ran
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -124,6 +124,11 @@ def with_strangers(
     return example.adding(found.values())
 
 
+def shuffled(example: Example, rng: random.Random) -> Example:
+    """The example with its candidates in any order, each as likely as any other: so gold stands in every place as often."""
+    return replace(example, candidates=tuple(rng.sample(example.candidates, len(example.candidates))))
+
+
 def shared(examples: Sequence[Example], number: int) -> Batch:
     """All queries against all candidates (embedders): in-batch negatives.
 
@@ -208,6 +213,16 @@ class ListBatch:
     def encoded(self) -> int:
         """How many pairs a step scores."""
         return len(self.pairs)
+
+    @property
+    def lists(self) -> tuple[tuple[Item, tuple[Item, ...]], ...]:
+        """Each query with its candidates, in the order of the columns."""
+        found, start = [], 0
+        for count in self.filled.sum(dim=1).tolist():
+            row = self.pairs[start : start + count]
+            found.append((row[0][0], tuple(item for _, item in row)))
+            start += count
+        return tuple(found)
 
 
 def listed(examples: Sequence[Example], number: int) -> ListBatch:

@@ -1,6 +1,7 @@
 """`train`: a model, examples and a loss; the same for embedders and rerankers."""
 
 import math
+import random
 import signal
 import threading
 import time
@@ -16,23 +17,22 @@ from hardwon.distributed import World
 from hardwon.errors import DataError, RecipeError
 from hardwon.items import Example, Item
 from hardwon.losses import GradientReport, Loss
-from hardwon.models import Embedder, Reranker
+from hardwon.models import Embedder, ListwiseReranker, Reranker
 from hardwon.models.memory import checkpointed
 from hardwon.models.precision import computed_in
-from hardwon.models.preflight import refusal
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint
-from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
+from hardwon.training.batches import batches, draw, listed, plan_epoch, shuffled, with_strangers
 from hardwon.training.groups import agreed
 from hardwon.training.log import Row, in_words, metrics_log, step_row
 from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
 from hardwon.training.step import embedder_step, reranker_step
 from hardwon.training.trackers import check_usable
-from hardwon.training.usable import ready
+from hardwon.training.usable import RERANKERS, ready
 
-Model = TypeVar("Model", bound=Embedder | Reranker)
+Model = TypeVar("Model", bound=Embedder | Reranker | ListwiseReranker)
 SAVE_EVERY_S = 30.0
 
 
@@ -54,7 +54,8 @@ def train(
     show the metrics as well.
 
     Args:
-        model: an `Embedder` learns from in-batch and its examples' own negatives, a `Reranker` from the latter alone.
+        model: an `Embedder` learns from in-batch and its examples' own negatives, a `Reranker` or a `ListwiseReranker` from the
+            latter alone.
         examples: the training set; each with at least one gold candidate.
         loss: any objective of `hardwon.losses`, or a function with their signature.
         steps: updates in all.
@@ -161,12 +162,21 @@ def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settin
     if len(examples) < 2:
         raise DataError(f"training needs at least 2 examples, got {len(examples)}")
     unused = [name for name in ("widths", "temperature", "groups") if getattr(settings, name)]
-    if isinstance(model, Reranker) and unused:
+    if isinstance(model, RERANKERS) and unused:
         raise RecipeError(f"settings.{unused[0]} is about vectors; a reranker has none")
-    if isinstance(model, Reranker) and settings.false_negatives and settings.false_negatives.copies is not None:
+    if isinstance(model, RERANKERS) and settings.false_negatives and settings.false_negatives.copies is not None:
         raise RecipeError("settings.false_negatives.copies compares vectors; a reranker has none")
-    if isinstance(model, Reranker) and (settings.negatives < 1 or not any(e.negatives for e in examples)):
+    if isinstance(model, RERANKERS) and (settings.negatives < 1 or not any(e.negatives for e in examples)):
         raise DataError("a reranker learns from each example's own negatives: mine some first, and set settings.negatives")
+    if isinstance(model, ListwiseReranker):
+        # A shorter one would leave some labels to chance that the model is going to be asked for.
+        most, window = settings.negatives, model.listing.window
+        longest = max(len(e.gold) + min(most, len(e.negatives)) for e in examples) + settings.random_negatives
+        if longest != window:
+            raise RecipeError(
+                f"lists of up to {longest} candidates (gold, settings.negatives and settings.random_negatives) do not fill "
+                f"the model's window of {window}: load it with Listing(window={longest}), or take other numbers of negatives"
+            )
 
 
 def _run(
@@ -178,10 +188,10 @@ def _run(
     log: Callable[[Row], None],
 ) -> None:
     settings, world, saved = plan.settings, plan.world, time.monotonic()
-    take: Any = reranker_step if isinstance(model, Reranker) else embedder_step
+    take: Any = reranker_step if isinstance(model, RERANKERS) else embedder_step
     stream: Iterator[Any] = (
         _lists(model, examples, plan)
-        if isinstance(model, Reranker)
+        if isinstance(model, RERANKERS)
         else batches(
             examples,
             size=settings.batch_size,
@@ -230,7 +240,7 @@ def _lists(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any
     """Batches of lists for a reranker; only examples with negatives of their own take part."""
 
     def room_for(query: Item) -> Callable[[Item], bool]:
-        return lambda item: not refusal(model.body, (query, item))
+        return lambda item: not model.refusal(query, item)
 
     settings = plan.settings
     usable = [example for example in examples if example.negatives]
@@ -248,10 +258,19 @@ def _lists(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any
                     rng = generator(settings.seed, "list", epoch, n)
                     drawn = draw(usable[n], settings.negatives, rng)
                     pool, fits = pools[drawn.source], room_for(drawn.query)
-                    made.append(with_strangers(drawn, pool, settings.random_negatives, rng, fits))
+                    whole = with_strangers(drawn, pool, settings.random_negatives, rng, fits)
+                    made.append(_in_any_order(model, whole, rng) if isinstance(model, ListwiseReranker) else whole)
                 yield listed(made, number)
             number += 1
         epoch += 1
+
+
+def _in_any_order(model: ListwiseReranker, example: Example, rng: random.Random) -> Example:
+    """A list as it is shown to a listwise reranker; where it leaves too little room, without its last candidates."""
+    kept = example.candidates
+    while len(kept) > 1 and not model.fits(example.query, [candidate.item for candidate in kept]):
+        kept = kept[:-1]  # gold comes first
+    return shuffled(replace(example, candidates=kept), rng)
 
 
 @contextmanager

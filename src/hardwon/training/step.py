@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hardwon.distributed import World
 from hardwon.errors import Diverged, ModelError
 from hardwon.losses import GradientReport, Loss, UnusableRows, gradient_report
-from hardwon.models import Embedder, Reranker
+from hardwon.models import Embedder, ListwiseReranker, Reranker
 from hardwon.models.body import trainable
 from hardwon.models.memory import Room, attempted
 from hardwon.training.batches import Batch, ListBatch
@@ -49,6 +49,7 @@ class Memory:
         return Room(self.chunk_tokens, self.keep_tokens)
 
 
+Model = Embedder | Reranker | ListwiseReranker
 Watch = Callable[[GradientReport | None], None]
 States = tuple[Tensor, ...]
 
@@ -176,8 +177,8 @@ class _Encoding:
         return len(rows) * max(self.costs[n] for n in rows)
 
 
-def _encoding(model: Embedder | Reranker, inputs: Sequence[Any], memory: Memory | Room, world: World) -> _Encoding:
-    of: Any = model  # an embedder's inputs are items, a reranker's pairs of them
+def _encoding(model: Model, inputs: Sequence[Any], memory: Memory | Room, world: World) -> _Encoding:
+    of: Any = model  # an embedder's inputs are items, a reranker's pairs of them, or lists
     return _Encoding(
         lambda rows: of.forward([inputs[n] for n in rows]),
         lambda n: of.name(inputs[n]),
@@ -252,7 +253,7 @@ def _differentiated(
 
 
 def reranker_step(
-    model: Reranker,
+    model: Reranker | ListwiseReranker,
     loss: Loss | Objective,
     batch: ListBatch,
     memory: Memory | Room,
@@ -262,12 +263,14 @@ def reranker_step(
     """Add the gradient of `loss` on every query's own list to the weights; returns the loss. See `embedder_step`."""
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     world = world or World()
-    encoding = _encoding(model, batch.pairs, memory, world)
+    whole = isinstance(model, ListwiseReranker)
+    encoding = _encoding(model, batch.lists if whole else batch.pairs, memory, world)
     chunks = encoding.forward()
-    odds = encoding.gather(chunks, ()).requires_grad_()
+    odds = encoding.gather(chunks, (model.listing.window,) if whole else ()).requires_grad_()
     with torch.autocast(odds.device.type, enabled=False):
         # Lists are short: every process computes all of them, so that none is ever alone with an error.
-        scores = odds.new_zeros(batch.filled.shape).masked_scatter(batch.filled.to(odds.device), odds)
+        filled = batch.filled.to(odds.device)
+        scores = odds[:, : filled.shape[1]] if whole else odds.new_zeros(filled.shape).masked_scatter(filled, odds)
         targets = batch.targets.to(odds.device)
         if objective.rules:
             targets = objective.rules(scores, targets)
@@ -285,6 +288,6 @@ def reranker_step(
     return value.detach()
 
 
-def _sum_gradients(model: Embedder | Reranker, objective: Objective, world: World) -> None:
+def _sum_gradients(model: Model, objective: Objective, world: World) -> None:
     own = [objective.log_temperature] if objective.log_temperature is not None else []
     world.sum_gradients([*trainable(model.module), *own])

@@ -9,12 +9,13 @@ import torch
 from hardwon.distributed import World
 from hardwon.errors import BadItem, BadMedia, DataError
 from hardwon.items import Example, Item
-from hardwon.models import Reranker
+from hardwon.models import ListwiseReranker, Reranker
 from hardwon.models.left_out import listed, refuse_too_many, show, without
-from hardwon.models.preflight import problems, refusal
+from hardwon.models.preflight import problems
 from hardwon.training.loop import Settings
 
 BAR_FROM = 500  # pictures; fewer are looked at before a bar would be seen
+RERANKERS = (Reranker, ListwiseReranker)
 
 Pairs = dict[tuple[Item, Item], str]
 
@@ -62,7 +63,7 @@ def ready(model: Any, examples: Sequence[Example], settings: Settings, world: Wo
 def usable(model: Any, examples: Sequence[Example], settings: Settings, world: World, *, decode: bool) -> Usable:
     """The examples without what cannot be used; arguments and errors as `ready`, `decode` as `preflight.problems`."""
     bad = _problems(model, list(dict.fromkeys(_items(examples))), world, decode)
-    pairs = _bad_pairs(model, examples, bad) if isinstance(model, Reranker) else {}
+    pairs = _bad_pairs(model, examples, bad) if isinstance(model, RERANKERS) else {}
     if not bad and not pairs:
         return Usable(tuple(examples))
     if not decode:  # so that all of them are listed
@@ -83,7 +84,7 @@ def _items(examples: Sequence[Example]) -> Iterator[Item]:
 
 def _rows(model: Any, examples: Sequence[Example]) -> list[tuple[Item, ...]]:
     """What the model reads together: a picture may look different beside others."""
-    if isinstance(model, Reranker):
+    if isinstance(model, RERANKERS):
         return [(e.query, c.item) for e in examples for c in e.candidates]
     return [(item,) for item in _items(examples)]
 
@@ -104,7 +105,7 @@ def _problems(model: Any, items: Sequence[Item], world: World, decode: bool) -> 
 def _bad_pairs(model: Any, examples: Sequence[Example], bad: dict[Item, str]) -> Pairs:
     """Pairs that a reranker cannot read together although it can read either; text alone is cut to fit."""
     pairs = ((e.query, c.item) for e in examples for c in e.candidates if e.query.pictures or c.item.pictures)
-    return {pair: why for pair in pairs if not (set(pair) & bad.keys()) and (why := refusal(model.body, pair))}
+    return {pair: why for pair in pairs if not (set(pair) & bad.keys()) and (why := model.refusal(*pair))}
 
 
 def _prepared(model: Any, examples: Sequence[Example], world: World) -> bool:
@@ -129,14 +130,14 @@ def _try(model: Any, examples: Sequence[Example]) -> None:
     for example in examples:
         for candidate in example.candidates:
             pair = (example.query, candidate.item)
-            if isinstance(model, Reranker):
+            if isinstance(model, RERANKERS):
                 rows.setdefault((_kind(pair[0]), _kind(pair[1])), pair)
             else:
                 rows.setdefault(_kind(pair[0]), pair[0])
                 rows.setdefault(_kind(pair[1]), pair[1])
     with model.evaluating():
         for row in rows.values():
-            model.forward([row])
+            model.forward([(row[0], row[1:]) if isinstance(model, ListwiseReranker) else row])
 
 
 def _kind(item: Item) -> tuple[bool, int]:
