@@ -14,6 +14,8 @@ FROZEN = ("vision", "words")
 FAST = (("multi_modal_projector", 2e-3),)
 CAPTIONS = ("text_to_image", "image_to_text")
 APPLE, ASTRONAUT = "red-apple", "man-astronaut"  # the report searches with these
+HARD = InfoNCE(temperature=0.03, hardness=9.0)
+BASE = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,17 @@ def quick() -> tuple[Stage, ...]:
 
 
 def loop(scale: Scale) -> tuple[Stage, ...]:
-    hard = InfoNCE(temperature=0.03, hardness=9.0)
-    base = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4)
+    return (
+        *round1(scale),
+        *judge(scale),
+        *round2(scale),
+        *evaluations(scale),
+        BuildIndex("index", model="round2/model", items="data/pictures/noto"),
+        report(),
+    )
+
+
+def round1(scale: Scale) -> tuple[Stage, ...]:
     return (
         SampleData(
             "data", collages=scale.collages, queries=scale.queries, concepts=scale.concepts, including=(APPLE, ASTRONAUT)
@@ -73,12 +84,17 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             "round1",
             model="base/model",
             data="data/train.jsonl",
-            loss=hard,
+            loss=HARD,
             steps=scale.round1,
-            settings=base,
+            settings=BASE,
             align=scale.align,
             align_sources=CAPTIONS,
         ),
+    )
+
+
+def judge(scale: Scale) -> tuple[Stage, ...]:
+    return (
         # What round 1 confuses, unjudged: lists for the reranker to learn from. The closest hits are skipped, since
         # among them are the most candidates that are right after all.
         Mine(
@@ -98,6 +114,11 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             steps=scale.reranker,
             settings=Settings(batch_size=16, negatives=2, random_negatives=3, freeze=FROZEN, learning_rate=3e-4),
         ),
+    )
+
+
+def round2(scale: Scale) -> tuple[Stage, ...]:
+    return (
         Mine(
             "negatives",
             model="round1/model",
@@ -121,13 +142,10 @@ def loop(scale: Scale) -> tuple[Stage, ...]:
             model="round1/model",
             data="negatives/examples.jsonl",
             root="data",
-            loss=0.3 * JudgeAlignment(temperature=0.03, judge_temperature=0.1) + hard,
+            loss=0.3 * JudgeAlignment(temperature=0.03, judge_temperature=0.1) + HARD,
             steps=scale.round2,
-            settings=replace(base, negatives=2, seed=1),
+            settings=replace(BASE, negatives=2, seed=1),
         ),
-        *evaluations(scale),
-        BuildIndex("index", model="round2/model", items="data/pictures/noto"),
-        report(),
     )
 
 

@@ -60,25 +60,42 @@ RATE = 3e-4 if BUILT_IN else 2e-5
 ALIGN = 400 if BUILT_IN else 0  # steps for the projector alone; set 0 if no pair joins a picture to a text
 
 
+# Hardness weighs near-misses up within a batch. Symmetric: captions find pictures and pictures find captions.
+CONTRAST = InfoNCE(temperature=0.03, hardness=9.0, symmetric=True)
+
+
 def recipe() -> tuple[Stage, ...]:
     root = root_of_pictures()
-    # Hardness weighs near-misses up within a batch. Symmetric: captions find pictures and pictures find captions.
-    contrast = InfoNCE(temperature=0.03, hardness=9.0, symmetric=True)
     return (
         *([Backbone("base")] if BUILT_IN else []),
+        *round1(root),
+        *judged(root),
+        *round2(root),
+        *(measured() if BENCHMARK else ()),
+        *([BuildIndex("index", model="round2/model", items=ITEMS)] if ITEMS else []),
+    )
+
+
+def round1(root: str) -> tuple[Stage, ...]:
+    return (
         # Round 1: every pair against the others of its batch, and against a negative of its own if your data give one.
         Train(
             "round1",
             model=START,
             data=DATA,
             root=root,
-            loss=contrast,
+            loss=CONTRAST,
             steps=STEPS,
             align=ALIGN,
             settings=Settings(
                 batch_size=BATCH, negatives=1, freeze=FROZEN, rates=FAST, learning_rate=RATE, precision=PRECISION
             ),
         ),
+    )
+
+
+def judged(root: str) -> tuple[Stage, ...]:
+    return (
         # What round 1 confuses with the right answer. The closest hit is skipped: it is the likeliest to be right after all.
         Mine(
             "confusions",
@@ -112,18 +129,21 @@ def recipe() -> tuple[Stage, ...]:
             precision=PRECISION,
             settings=Mining(depth=DEPTH, keep=4, beta=0.1, selector=Cyclic(2), queries=QUERIES, min_auc=0.8),
         ),
+    )
+
+
+def round2(root: str) -> tuple[Stage, ...]:
+    return (
         # Round 2: towards the judge's grades, and against the hard negatives that it let pass.
         Train(
             "round2",
             model="round1/model",
             data="negatives/examples.jsonl",
             root=root,
-            loss=JudgeAlignment(temperature=0.03, judge_temperature=0.1) + contrast,
+            loss=JudgeAlignment(temperature=0.03, judge_temperature=0.1) + CONTRAST,
             steps=STEPS,
             settings=Settings(batch_size=48, negatives=2, freeze=FROZEN, learning_rate=RATE / 1.5, precision=PRECISION),
         ),
-        *(measured() if BENCHMARK else ()),
-        *([BuildIndex("index", model="round2/model", items=ITEMS)] if ITEMS else []),
     )
 
 

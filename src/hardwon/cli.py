@@ -1,14 +1,15 @@
 """The command line: the verbs of the library. Nothing heavy is imported before it is needed, so `--help` is quick."""
 
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
+from hardwon.commands.evaluate import EVALUATE, compare, evaluate
+from hardwon.commands.recipes import Only, Out, Recipe, Set, hide_loading, run_verb, stages_of, workspace_at
 from hardwon.errors import ArtifactError, HardwonError, ModelError
 from hardwon.items import Item
 
@@ -21,37 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Recipe = Annotated[
-    str,
-    typer.Argument(
-        help="A recipe file; FILE:FUNCTION for another function than `recipe`.", metavar="RECIPE", show_default=False
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Workspace: the folder that all stages write below.")]
-Set = Annotated[
-    list[str],
-    typer.Option("--set", help="Change a field: STAGE.FIELD=VALUE. May be repeated.", default_factory=list, show_default=False),
-]
-Only = Annotated[str, typer.Option("--stage", "-s", help="Name of the stage; all stages of this verb if left out.")]
-
-
-def _stages(recipe: str, settings: list[str]) -> tuple[Any, ...]:
-    from hardwon.stages.recipes import changed, load
-
-    return changed(load(recipe), settings)
-
-
-def _hide_loading() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for every loading of weights hides the ones that matter
-
-
-def _workspace(out: Path) -> Any:
-    from hardwon.stages import Workspace
-
-    _hide_loading()
-    return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
 
 
 @app.command()
@@ -76,8 +46,8 @@ def _demo_recipe() -> Path:
 @app.command()
 def run(recipe: Recipe, out: Out, settings: Set) -> None:
     """Run all stages of a recipe; those that are done already are not repeated."""
-    stages = _stages(recipe, settings)
-    workspace = _workspace(out)
+    stages = stages_of(recipe, settings)
+    workspace = workspace_at(out)
     clock = time.monotonic()
     made = workspace.run_all(stages)
     reports = [workspace.root / s.out / "report.html" for s in stages if s.kind == "report"]
@@ -90,27 +60,10 @@ def run(recipe: Recipe, out: Out, settings: Set) -> None:
         typer.echo(f'Search the index: hardwon search {workspace.root / stage.out} "your words" [--image picture.png]')
 
 
-def _verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str]) -> None:
-    from hardwon.errors import RecipeError, unknown
-
-    stages = _stages(recipe, settings)
-    those = [s for s in stages if s.verb == verb]
-    if stage:
-        named = [s for s in stages if s.out == stage]
-        if not named:
-            raise RecipeError(unknown("stage", stage, (s.out for s in those)))
-        if named[0].verb != verb:
-            raise RecipeError(f"{stage} is a stage to {named[0].verb}, not to {verb}; `hardwon run` runs stages of every kind")
-        those = named
-    if not those:
-        raise RecipeError(f"{recipe} has no stage to {verb}")
-    _workspace(out).run_all(those)
-
-
 @app.command()
 def train(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
     """Train the embedders and rerankers of a recipe (what they read must be there already)."""
-    _verb("train", recipe, out, stage, settings)
+    run_verb("train", recipe, out, stage, settings)
 
 
 @app.command()
@@ -120,98 +73,17 @@ def mine(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
     What was mined can be looked at (hardwon inspect), chosen from again with other thresholds and no model (a Reselect stage
     in the recipe), and exported (hardwon export).
     """
-    _verb("mine", recipe, out, stage, settings)
+    run_verb("mine", recipe, out, stage, settings)
 
 
-@app.command(
-    help="Evaluate a model on a benchmark, or the models of a recipe, with intervals.\n\n"
-    "[bold]hardwon evaluate MODEL BENCHMARK[/] asks one model: each distinct item is encoded once and kept in the cache, so an "
-    "interrupted evaluation goes on and a second one encodes nothing; data sets are told as they are done. The report (--out) "
-    "is what `hardwon compare` reads.\n\n"
-    "[bold]hardwon evaluate RECIPE --out WORKSPACE[/] runs the stages of a recipe that evaluate.\n\n"
-    "Example: [bold]hardwon evaluate runs/demo/round2 runs/demo/data/mmeb-small --budget 200[/]"
-)
-def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set)
-    model: Annotated[
-        str, typer.Argument(help="Folder or name of an embedder; or a recipe.", metavar="MODEL|RECIPE", show_default=False)
-    ],
-    benchmark: Annotated[str, typer.Argument(help="A benchmark's name, folder or file.", show_default=False)] = "",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The report (.json); of a recipe the workspace.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the benchmark's data.", show_default=False)] = None,
-    rerank: Annotated[str, typer.Option(help="Reranker that reads the best candidates once more.")] = "",
-    depth: Annotated[int, typer.Option(help="Candidates per query that it reads.", min=1)] = 10,
-    weight: Annotated[float, typer.Option(help="Of its log-odds beside the cosine.")] = 0.05,
-    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="Of the reranker.")] = "fp32",
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this data set. May be repeated.")] = None,
-    budget: Annotated[int, typer.Option(help="Ask this many queries in all, drawn from every data set; 0: all.", min=0)] = 0,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where vectors are kept; 'features' beside the report if left out.")
-    ] = None,
-    label: Annotated[str, typer.Option(help="What the model is called; its folder's name if left out.")] = "",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is if left out.")] = None,
-    on_error: Annotated[
-        Literal["raise", "skip"], typer.Option(help="skip: ask the other data sets where one cannot be asked.")
-    ] = "raise",
-    leaks: Annotated[str, typer.Option(help="Training data: list what of the benchmark it holds.")] = "",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Of a recipe: STAGE.FIELD=VALUE.")] = None,
-    stage: Annotated[str, typer.Option("--stage", "-s", help="Of a recipe: name of the stage.")] = "",
-) -> None:
-    """Evaluate: see `hardwon.stages.evaluating`."""
-    if Path(model.partition(":")[0]).suffix == ".py":
-        if benchmark or out is None:
-            raise typer.BadParameter("a recipe names its benchmarks itself" if benchmark else "a recipe needs --out WORKSPACE")
-        _verb("evaluate", model, out, stage, settings or [])
-        return
-    if not benchmark or settings or stage:
-        what = "name a benchmark after the model" if not benchmark else "--set and --stage belong to a recipe (FILE.py)"
-        raise typer.BadParameter(what)
-    from rich.console import Console
-
-    from hardwon.stages.evaluating import Evaluation
-
-    _hide_loading()
-    asked = Evaluation(
-        model, benchmark, root, rerank, depth, weight, precision, tuple(task or ()), budget,
-        device=device, label=label, on_error=on_error, leaks=leaks,
-    )  # fmt: skip
-    report = asked.run(out, cache)
-    Console().print(report)
-    if "sample" in report.made:
-        typer.echo(report.made["sample"])
-    typer.echo(f"\nCompare it with another: hardwon compare {out or asked.home} OTHER.json --html page.html")
-
-
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(help="A report, or the folder of a stage that evaluated.", show_default=False)],
-    second: Annotated[
-        Path, typer.Argument(help="Another on the same benchmark; its numbers are subtracted.", show_default=False)
-    ],
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page: which queries changed, with pictures.")] = None,
-    benchmark: Annotated[str, typer.Option(help="The benchmark, if it is not where the reports say.")] = "",
-    root: Annotated[Path | None, typer.Option(help="Folder of the benchmark's data.", show_default=False)] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Compare what both have where data sets are missing.")] = False,
-) -> None:
-    """Compare two reports query by query: difference, interval, p, and how many queries were won and lost."""
-    from rich.console import Console
-
-    from hardwon.stages.comparing import write_page
-    from hardwon.stages.evaluating import read_report
-
-    if (benchmark or root) and html is None:
-        raise typer.BadParameter("--benchmark and --root are about the page: name it with --html")
-    reports = [read_report(first), read_report(second)]
-    found = reports[0].diff(reports[1], partial=partial)
-    Console().print(found)
-    if html is not None:
-        write_page(reports, found, html, benchmark, root)
-        typer.echo(f"\nOpen the page:  python3 -m webbrowser file://{html.resolve()}")
+app.command(help=EVALUATE)(evaluate)
+app.command()(compare)
 
 
 @app.command()
 def index(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
     """Build a search index."""
-    _verb("index", recipe, out, stage, settings)
+    run_verb("index", recipe, out, stage, settings)
 
 
 @app.command()
@@ -380,7 +252,7 @@ def doctor(
 
     if keep and not Path(model).is_dir():
         raise ModelError(f"--keep writes into the model's folder, and {model} is none: save the model to one first")
-    _hide_loading()
+    hide_loading()
     found = examine(model, device=device, tolerance=tolerance, progress="examining")
     if keep and found.passed:
         from hardwon.models import Embedder, golden

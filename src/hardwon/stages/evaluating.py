@@ -10,12 +10,25 @@ from hardwon.artifacts import MANIFEST, write_json
 from hardwon.data import read
 from hardwon.distributed import World
 from hardwon.errors import ArtifactError, OnError, RecipeError
-from hardwon.evaluation import Benchmark, Report, cost_of_sample, evaluate, leakage, load_benchmark, sampled
-from hardwon.models import Embedder, Reranker
+from hardwon.evaluation import (
+    Benchmark,
+    Report,
+    cost_of_sample,
+    evaluate,
+    evaluate_reranking,
+    leakage,
+    learn_fusion,
+    load_benchmark,
+    sampled,
+)
+from hardwon.evaluation import benchmark_of as held_out_pairs
+from hardwon.evaluation.leaderboard import PARTS, submission
+from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
 from hardwon.search import Fused
 
+BOARDS = frozenset(benchmark for benchmark, _ in PARTS.values())  # what the public leaderboard asks for
 SOURCE = "source"  # in `Report.made`: where the benchmark lies, so that its queries can be shown later
 
 
@@ -29,7 +42,9 @@ class Evaluation:
         root: folder of the benchmark's data, if `load_benchmark` needs one.
         rerank: folder or name of a reranker; none if empty.
         depth: candidates per query that the reranker reads.
-        weight: of the reranker's log-odds beside the cosine.
+        weight: of the reranker's log-odds beside the cosine, where no `held_out` says it.
+        held_out: benchmark, or file of pairs, from which weights and gate of the reranker are learned: neither trained on nor
+            asked here; none if empty.
         precision: of the reranker.
         tasks: data sets to ask; all if empty.
         budget: queries to ask in all; all of them if 0.
@@ -46,6 +61,7 @@ class Evaluation:
     rerank: str = ""
     depth: int = 10
     weight: float = 0.05
+    held_out: str = ""
     precision: Precision = "fp32"
     tasks: tuple[str, ...] = ()
     budget: int = 0
@@ -79,15 +95,17 @@ class Evaluation:
         benchmark = sampled(whole, self.budget, seed=self.seed) if self.budget else whole
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
-        report = evaluate(
-            Embedder.load(model_folder(self.model), device=self.device, vision_cache=store),
-            benchmark,
-            rerank=self._reranker(store) if self.rerank else None,
-            tasks=self.tasks or None,
-            label=self.name,
-            store=store,
-            on_error=self.on_error,
-        )
+        embedder = CachedEncoder(Embedder.load(model_folder(self.model), device=self.device, vision_cache=store), store)
+        names, told = self.tasks or None, self.name
+        if self.rerank:
+            labels = (f"{told} without reranker", told)
+            both = evaluate_reranking(
+                embedder, benchmark, self._reranker(embedder, store), tasks=names, labels=labels, on_error=self.on_error
+            )
+            console().print(both)
+            report, alone = both.reranked, both.alone
+        else:
+            report, alone = evaluate(embedder, benchmark, tasks=names, label=told, on_error=self.on_error), None
         more: dict[str, Any] = {SOURCE: source(self.benchmark, self.root, self.budget, self.seed)}
         if self.budget:
             more["sample"] = cost_of_sample(report, whole)
@@ -97,15 +115,26 @@ class Evaluation:
         if World.current().first:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_json(out, report.to_json())
+            if alone is not None:
+                write_json(out.with_suffix(".alone.json"), replace(alone, made=alone.made | more).to_json())
+            if report.benchmark in BOARDS:
+                write_json(out.with_suffix(".leaderboard.json"), submission([report], {"model_name": self.name}))
             if found is not None:
                 write_json(out.with_suffix(".leaks.json"), found.to_json())
                 console().print(f"{found}\n   all of them are listed in {out.with_suffix('.leaks.json')}", markup=False)
         return report
 
-    def _reranker(self, store: Path) -> Fused:
+    def _reranker(self, embedder: CachedEncoder, store: Path) -> Fused:
         folder = model_folder(self.rerank)
-        reranker = Reranker.load(folder, device=self.device, vision_cache=store, precision=self.precision)
-        return Fused(reranker, self.depth, self.weight)
+        reranker = load_reranker(folder, device=self.device, vision_cache=store, precision=self.precision)
+        if not self.held_out:
+            return Fused(reranker, self.depth, self.weight)
+        path = Path(self.held_out)
+        pairs = path.is_file()
+        asked = held_out_pairs(list(read(path)), path.stem) if pairs else load_benchmark(self.held_out, self.root)
+        learned = learn_fusion(embedder, reranker, asked, depth=self.depth)
+        console().print(learned)
+        return learned.fused
 
 
 def source(benchmark: str, root: Path | None = None, budget: int = 0, seed: int = 0) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hardwon.evaluation import (
     read_benchmark,
 )
 from hardwon.items import Item, item_from_json
-from hardwon.models import CachedEncoder, Reranker
+from hardwon.models import CachedEncoder, ListwiseReranker, Reranker, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
 from hardwon.search import Fused, Index
@@ -69,7 +69,7 @@ class Evaluate:
         embedder = load_encoder(workspace, self.model)
         benchmark, label, told = read_benchmark(workspace.path(self.benchmark)), self.label or self.out, ""
         if self.rerank:
-            reranker = load_reranker(workspace, self.rerank, self.precision)
+            reranker = load_reranker(workspace.path(self.rerank), vision_cache=features(workspace), precision=self.precision)
             fused, told = self._fused(workspace, draft, embedder, reranker)
             labels = (f"{label} without reranker", label)
             found = evaluate_reranking(embedder, benchmark, fused, labels=labels)
@@ -87,7 +87,9 @@ class Evaluate:
         shown = f"{100 * mean.mean:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
         return f"mean P@1 {shown} over {len(report.results)} data sets{told}"
 
-    def _fused(self, workspace: Workspace, draft: Draft, embedder: CachedEncoder, reranker: Reranker) -> tuple[Fused, str]:
+    def _fused(
+        self, workspace: Workspace, draft: Draft, embedder: CachedEncoder, reranker: Reranker | ListwiseReranker
+    ) -> tuple[Fused, str]:
         """The reranker as it is to be used, and what to say of it."""
         if not self.validation:
             fused = Fused(reranker, self.depth)
@@ -113,11 +115,6 @@ class Evaluate:
             if name not in names:
                 raise RecipeError(unknown(f"task of {found.name}", name, names))
         return Benchmark(found.name, tuple(task for task in found.tasks if not self.asked or task.name in self.asked))
-
-
-def load_reranker(workspace: Workspace, name: str, precision: Precision) -> Reranker:
-    """A reranker whose frozen vision features are cached in the workspace."""
-    return Reranker.load(workspace.path(name), vision_cache=features(workspace), precision=precision)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""What the commands share: recipes as arguments, and stages to run."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file; FILE:FUNCTION for another function than `recipe`.", metavar="RECIPE", show_default=False
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Workspace: the folder that all stages write below.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", help="Change a field: STAGE.FIELD=VALUE. May be repeated.", default_factory=list, show_default=False),
+]
+Only = Annotated[str, typer.Option("--stage", "-s", help="Name of the stage; all stages of this verb if left out.")]
+
+
+def stages_of(recipe: str, settings: list[str]) -> tuple[Any, ...]:
+    """The stages of a recipe with some fields changed."""
+    from hardwon.stages.recipes import changed, load
+
+    return changed(load(recipe), settings)
+
+
+def hide_loading() -> None:
+    """No bar for every loading of weights: they would hide the ones that matter."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def workspace_at(out: Path) -> Any:
+    """The workspace in a folder."""
+    from hardwon.stages import Workspace
+
+    hide_loading()
+    return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
+
+
+def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str]) -> None:
+    """Run the stages of one verb, or the one of this name."""
+    from hardwon.errors import RecipeError, unknown
+
+    stages = stages_of(recipe, settings)
+    those = [s for s in stages if s.verb == verb]
+    if stage:
+        named = [s for s in stages if s.out == stage]
+        if not named:
+            raise RecipeError(unknown("stage", stage, (s.out for s in those)))
+        if named[0].verb != verb:
+            raise RecipeError(f"{stage} is a stage to {named[0].verb}, not to {verb}; `hardwon run` runs stages of every kind")
+        those = named
+    if not those:
+        raise RecipeError(f"{recipe} has no stage to {verb}")
+    workspace_at(out).run_all(those)
