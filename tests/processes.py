@@ -34,7 +34,7 @@ from hardwon.losses.amplified import Kind
 from hardwon.mining import Mining, judging, mine, retrieval
 from hardwon.models import Embedder, Judgements, Reranker, cached, precision
 from hardwon.search import Fused
-from hardwon.training import Memory, Settings, run, train
+from hardwon.training import Memory, Settings, groups, run, train
 from hardwon.training.batches import listed, shared
 from hardwon.training.objective import LearnedTemperature, Objective
 from hardwon.training.step import embedder_step, reranker_step
@@ -456,6 +456,20 @@ def untracked(embedder: str, out: str) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "went on"
+
+
+def grouped(embedder: str) -> dict:
+    """Groups and weights of a training in batches of near misses, and whether this process found the groups itself."""
+    asked, before = [], groups.group
+    groups.group = lambda *args, **settings: asked.append(1) or before(*args, **settings)
+    try:
+        model = Embedder.load(embedder, device="cpu")
+        how = groups.Groups(size=2, skip=0)
+        numbers = groups.agreed(examples(), model, how, seed=0, out=None)
+        train(model, examples(), InfoNCE(0.1), steps=2, settings=replace(SETTINGS, groups=how))
+    finally:
+        groups.group = before
+    return {"groups": numbers, "weights": weights_of(model), "asked": len(asked)}
 
 
 def program(path: str, *arguments: str) -> None:

@@ -36,6 +36,7 @@ def two(models, tmp_path_factory):
     works += [(processes.sums, 1 << 24), (processes.sums, 3), (processes.starting, models[0]), (processes.cramped, models[0])]
     works += [(processes.choosing, models[0], gains) for gains in ((1.0, 2.0), (2.0, 1.0))]
     works.append((processes.untracked, models[0], str(tmp_path_factory.mktemp("untracked"))))
+    works.append((processes.grouped, models[0]))
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -291,3 +292,12 @@ class TestWorld:
             assert World.current() == World(0, 1)
         finally:
             torch.distributed.destroy_process_group()
+
+
+def test_the_first_process_groups_for_all(two, models):
+    first, second = two[0][9], two[1][9]
+    truth = processes.grouped(models[0])
+    assert first["groups"] == second["groups"] == truth["groups"]
+    assert len(set(truth["groups"])) < len(truth["groups"])
+    assert (first["asked"], second["asked"]) == (2, 0)
+    check_equal(second["weights"], first["weights"])
