@@ -387,8 +387,8 @@ def _numbers(vectors: torch.Tensor) -> np.ndarray:
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:240]}"
+    told = " ".join(str(error).split("\n", 2)[:2])  # of many items the first
+    return f"{type(error).__name__}: {' '.join(told.split())[:240]}"
 
 
 def _release(case: _Case) -> None:
