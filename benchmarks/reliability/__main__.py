@@ -20,11 +20,11 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.losses import commit, processor
-from benchmarks.reliability import correctness, inputs
+from benchmarks.reliability import correctness, inputs, serving
 from benchmarks.reliability.trial import Trial
 from hardwon.errors import unknown
 
-TRIALS: tuple[Trial, ...] = (*inputs.TRIALS, *correctness.TRIALS)
+TRIALS: tuple[Trial, ...] = (*inputs.TRIALS, *correctness.TRIALS, *serving.TRIALS)
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 COLUMNS = ("", "what is done", "goal", "tried", "failed", "found", "seconds", "code")
