@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from hardwon import artifacts, cli
 from hardwon.items import Item
 
-VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "inspect", "export", "assets", "doctor")
+VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "serve")
+VERBS += ("inspect", "export", "assets", "doctor")
 RECIPE = """
 from dataclasses import dataclass
 from typing import ClassVar

@@ -269,6 +269,47 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def serve(
+    place: Annotated[
+        str,
+        typer.Argument(
+            help="An index made by `hardwon index` or `hardwon run`, a model's folder, or a name on the hub.",
+            metavar="INDEX_OR_MODEL",
+            show_default=False,
+        ),
+    ],
+    rerank: Annotated[str, typer.Option(help="A reranker's folder, or a name on the hub.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen at; one that others reach needs --api-key-env.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key clients must send.")] = "",
+    name: Annotated[str, typer.Option(help="What clients call the model; the end of its path if left out.")] = "",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is if left out.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Set a limit of `hardwon.serve.limits.Limits`: NAME=VALUE, as timeout_s=30. May be repeated."),
+    ] = None,
+) -> None:
+    """Serve embeddings, reranking and search to OpenAI's, Cohere's and Jina's clients, until Ctrl-C.
+
+    Pictures are sent as data: URLs: no address is fetched and no file is opened for a client.
+    """
+    from hardwon.stages.serving import serve as start
+
+    hide_loading()
+    start(
+        place,
+        rerank=rerank,
+        host=host,
+        port=port,
+        key_name=api_key_env,
+        name=name,
+        device=device,
+        limits=limit or (),
+        ready=lambda url: typer.echo(f"serving at {url}/v1"),
+    )
+
+
 def main() -> None:
     """Entry point: errors that a person can mend are shown as one message, without a traceback."""
     try:

@@ -1,14 +1,16 @@
 """Text that is cut, against a tokenizer that has read all of it."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import vlms
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from hardwon.models.length import MOST_LETTERS, readable, shortened
+from hardwon.models.length import MOST_LETTERS, PictureTokens, readable, shortened
 
 WORDS = ("red", "fox", " ", "   ", "\n", "x" * 30, "\N{KITE}", "e\u0301", "\x00", ".", "the square is")
 TOKENIZERS = {
@@ -52,3 +54,19 @@ def test_text_that_fits_is_untouched(tokenizer):
 def test_little_is_read_of_what_is_far_too_long(tokenizer):
     for text in ("red " * 10**5, "x" * 10**5, " " * 10**5, "\N{KITE}" * 10**5):
         assert 0 < len(readable(text, tokenizer, 20)) <= MOST_LETTERS * 20
+
+
+def test_what_is_remembered_of_pictures_has_an_end(monkeypatch):
+    monkeypatch.setattr("hardwon.models.length.REMEMBERED", 3)
+    counted = []
+
+    class Processor:
+        def _get_num_multimodal_tokens(self, image_sizes):
+            counted.append(image_sizes[0])
+            return SimpleNamespace(num_image_tokens=[image_sizes[0][0]])
+
+    tokens = PictureTokens(Processor(), None)
+    drawn = [tiny.encoded(Image.new("RGB", (8, 10 + n))) for n in range(20)]
+    assert [tokens(picture) for picture in drawn] == list(range(10, 30))
+    assert len(tokens._by_key) <= 3 and len(tokens._by_size) <= 3
+    assert tokens(drawn[-1]) == 29 and len(counted) == 20  # still remembered

@@ -13,6 +13,7 @@ from hardwon.pictures import picture_size
 
 GUESS = 256  # tokens of a picture that takes no place in a text, so that nobody can say: for the budget of a batch only
 PROBE = (64, 64)  # pixels
+REMEMBERED = 65_536  # pictures, or sizes of them: a server meets new ones for as long as it runs
 THINNEST = 200  # times as long as wide, as Qwen's processors allow
 LETTERS, MOST_LETTERS = 16, 64  # of a token: more than nearly all have, more than any of a text has
 
@@ -47,7 +48,7 @@ class PictureTokens:
             return None
         if len(known) < 2 or self._additive:
             return sum(tokens or 0 for tokens in known)
-        return self._counted(tuple(self._by_key[picture_key(picture)] for picture in pictures))
+        return self._counted(tuple(self._size(picture) for picture in pictures))
 
     @cached_property
     def _additive(self) -> bool:
@@ -65,6 +66,7 @@ class PictureTokens:
             return self.fixed
         size = self._size(picture)
         if size not in self._by_size:
+            _make_room(self._by_size)
             try:
                 self._by_size[size] = self._count(*size)
             except ValueError as error:
@@ -95,6 +97,7 @@ class PictureTokens:
     def _size(self, picture: Picture) -> tuple[int, int]:
         key = picture_key(picture)
         if key not in self._by_key:
+            _make_room(self._by_key)
             self._by_key[key] = picture_size(picture)
         return self._by_key[key]
 
@@ -113,10 +116,16 @@ class PictureTokens:
         """What the processor makes of empty pictures of these sizes: always right, but it takes as long as pictures do."""
         token = getattr(self.processor, "image_token", None)
         if token is not None and sizes not in self._by_sizes:
+            _make_room(self._by_sizes)
             blank = [Image.new("RGB", size) for size in sizes]
             made = self.processor(images=[blank], text=[token * len(sizes)], return_tensors="pt")
             self._by_sizes[sizes] = int((made["input_ids"] == self.processor.image_token_id).sum())
         return self._by_sizes.get(sizes)
+
+
+def _make_room(table: dict[Any, Any]) -> None:
+    if len(table) >= REMEMBERED:
+        table.clear()
 
 
 def _named(picture: Picture) -> str:
@@ -175,6 +184,7 @@ class VideoTokens:
         width, height = picture_size(video[0])
         shape = (self.frames(video), height, width)
         if shape not in self._by_shape:
+            _make_room(self._by_shape)
             try:
                 self._by_shape[shape] = self._of_shape(*shape)
             except ValueError as error:
