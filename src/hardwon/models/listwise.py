@@ -302,8 +302,10 @@ def orders(count: int, window: int, listing: Listing, key: str) -> list[list[int
     """Places of `count` candidates in the windows of all permutations.
 
     Of two permutations the second is the first turned by half a window: so every candidate stands once in the first half and
-    once in the second, and the windows of a long list overlap. All windows are as long as they may be, since a model that has
-    learned from lists of one length may know nothing of shorter ones; so some candidates are read once more than others.
+    once in the second, and the windows of a long list overlap. Where there is one permutation only, each window shares a
+    candidate with the next one: scores of windows that have nothing in common could not be compared. All windows are as long
+    as they may be, since a model that has learned from lists of one length may know nothing of shorter ones; so some
+    candidates are read once more than others.
 
     Args:
         count: candidates.
@@ -313,6 +315,8 @@ def orders(count: int, window: int, listing: Listing, key: str) -> list[list[int
     """
     made: list[list[int]] = []
     size, windows = min(window, count), -(-count // window)
+    if listing.permutations == 1 and count > size:
+        windows = -(-(count - 1) // (size - 1))
     starts = [round(n * (count - size) / max(windows - 1, 1)) for n in range(windows)]
     for turn in range(listing.permutations):
         places = list(range(count))
