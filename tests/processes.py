@@ -26,7 +26,7 @@ from tiny import gradient_of
 from hardwon import distributed
 from hardwon.artifacts import write_json
 from hardwon.distributed import World
-from hardwon.errors import BadItems, Diverged
+from hardwon.errors import BadItems, Diverged, ModelError
 from hardwon.evaluation import Benchmark, Task, evaluate, vectors
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
@@ -423,6 +423,31 @@ def failing(size: int) -> list[str]:
     except Exception as error:
         said = repr(error)
     return [said, *evaluate(model, Benchmark("b", tuple(tasks)), on_error="skip").failed]
+
+
+def breaking(size: int, ill: bool) -> str:
+    """What a process that skips failures says when a reranker breaks down in the second one; `ill`: and fails in the others."""
+
+    class Breaks:
+        fingerprint = "breaks"
+
+        def score_pairs(self, pairs: Sequence[tuple[Item, Item]], *, progress: str = "") -> np.ndarray:
+            if World.current().rank == size - 1:
+                raise ZeroDivisionError("a bug")
+            if ill:
+                raise ModelError("no usable score")
+            return np.zeros(len(pairs), dtype=np.float32)
+
+    corpus = tuple(Item(text=f"t{n}") for n in range(4))
+    tasks = tuple(
+        Task(name, "vqa", "ind", tuple(Item(text=f"{name} {n}") for n in range(4)), corpus, ((0,),) * 4)
+        for name in ("one", "two")
+    )
+    try:
+        evaluate(FakeEncoder(), Benchmark("b", tasks), rerank=Fused(Breaks()), progress=False, on_error="skip")
+    except Exception as error:
+        return repr(error)
+    return "went on"
 
 
 def measuring(out: Path, pause: float) -> None:

@@ -116,7 +116,7 @@ def test_one_process_may_run_out_of_memory(two, alone):
 def test_a_tracker_that_cannot_start_stops_all(two):
     said = [process[8] for process in two]
     assert said[0].startswith("FileExistsError")
-    assert said[1] == "HardwonError: opening the log of metrics failed in another process: its message says why"
+    assert said[1] == "RuntimeError: opening the log of metrics broke down in another process: its message says why"
 
 
 def test_the_first_process_chooses_the_precision_of_all(two):

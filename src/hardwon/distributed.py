@@ -126,13 +126,21 @@ class World:
             device: of the model.
 
         Raises:
-            HardwonError: it failed in another process, which says why.
+            HardwonError: one in this process; or there was one in another, which says why.
+            RuntimeError: another process broke down with anything else and is gone. On purpose no HardwonError: where such are
+                skipped, this process would go on and wait for that one.
         """
-        failed = 1.0
+        failed, broken, own = 1.0, 1.0, None
         try:
             yield
-            failed = 0.0
+            failed = broken = 0.0
+        except HardwonError as error:
+            own, broken = error, 0.0
         finally:
-            anywhere = bool(self.sum(torch.tensor(failed, device=device)))
-        if anywhere:
+            failed, broken = self.sum(torch.tensor([failed, broken], device=device)).tolist()
+        if broken:
+            raise RuntimeError(f"{what} broke down in another process: its message says why") from own
+        if own is not None:
+            raise own
+        if failed:
             raise HardwonError(f"{what} failed in another process: its message says why")

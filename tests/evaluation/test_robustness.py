@@ -2,11 +2,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+import vlms
 
 from hardwon.errors import DataError, ModelError
 from hardwon.evaluation import order_robustness
 from hardwon.evaluation.robustness import kendall
 from hardwon.items import Item
+from hardwon.models import Listing, ListwiseReranker
 
 QUERIES = [Item(f"query {n}") for n in range(6)]
 LISTS = [[Item(f"{n}.{place}") for place in range(7)] for n in range(6)]
@@ -48,6 +51,27 @@ def test_what_looks_at_places_is_found_out():
     assert never.lowest == 1.0
     assert 0.2 < some.mean < 0.9
     assert abs(only.mean) < 0.2  # the order that comes out has nothing to do with the candidates
+
+
+@pytest.fixture(scope="module")
+def listwise(tmp_path_factory):
+    """Reads every list whole, in one order and its turn."""
+    folder = vlms.build_words(tmp_path_factory.mktemp("words") / "words")
+    return ListwiseReranker.load(folder, device="cpu", listing=Listing("Best?", window=7, permutations=2))
+
+
+@pytest.mark.parametrize("of_place", [0.0, 1.0])
+def test_a_listwise_reranker_is_shown_places_of_other_seeds(listwise, of_place, monkeypatch):
+    """It sorts candidates before it chooses their places, so that shuffling what it is handed finds out nothing."""
+
+    def forward(lists):
+        (rows,) = {len(items) for _, items in lists}
+        return torch.tensor(np.stack(Places(of_place).score_lists([], [items for _, items in lists]))).float().reshape(-1, rows)
+
+    monkeypatch.setattr(listwise, "forward", forward)
+    found = order_robustness(listwise, QUERIES, LISTS, shuffles=10)
+    assert found.lowest == 1.0 if of_place == 0 else abs(found.mean) < 0.3
+    assert found == order_robustness(listwise, QUERIES, LISTS, shuffles=10)  # the same seeds again
 
 
 def test_lone_candidates_say_nothing():

@@ -24,6 +24,7 @@ def models(tiny_text, tmp_path_factory):
 def two(models, tmp_path_factory):
     """By process: the answers; what is said where one process fails."""
     works = [(processes.evaluating, *models, str(tmp_path_factory.mktemp("stores"))), (processes.failing, 2)]
+    works += [(processes.breaking, 2, ill) for ill in (False, True)]
     return processes.together(2, tmp_path_factory.mktemp("two"), *works)
 
 
@@ -35,7 +36,7 @@ def alone(models, tmp_path_factory):
 @pytest.mark.parametrize("store", ["none", "shared"])
 def test_two_processes_answer_as_one_does(two, alone, store):
     """83 queries, which two does not divide: every answer and its place, to the last bit."""
-    for found, _ in two:
+    for found, *_ in two:
         assert found[store]["results"] == alone[store]["results"]
         assert found[store]["processes"] == 2
         assert len(found[store]["results"][0]["hits"]) == 83
@@ -43,7 +44,7 @@ def test_two_processes_answer_as_one_does(two, alone, store):
 
 def test_a_reranker_shared_out_gives_the_same(two, alone):
     truth = alone["own"]["results"]
-    for found, _ in two:
+    for found, *_ in two:
         for ours, theirs in zip(found["own"]["results"], truth, strict=True):
             assert ours["firsts"] == theirs["firsts"]
             np.testing.assert_allclose(ours["hits"], theirs["hits"])
@@ -52,21 +53,28 @@ def test_a_reranker_shared_out_gives_the_same(two, alone):
 
 def test_each_item_is_encoded_by_one_process(two, alone):
     for store in ("none", "shared", "own"):
-        calls = [[key for call in found[store]["calls"] for key in call] for found, _ in two]
+        calls = [[key for call in found[store]["calls"] for key in call] for found, *_ in two]
         together = [*calls[0], *calls[1]]
         assert len(together) == len(set(together)) == alone[store]["encoded"] == two[0][0][store]["encoded"]
         assert set(together) == {key for call in alone[store]["calls"] for key in call}
         assert min(map(len, calls)) > 0.3 * len(together)
-    for found in (*(found for found, _ in two), alone):
+    for found in (*(found for found, *_ in two), alone):
         assert found["again"] == [0, []]
 
 
 def test_where_one_process_fails_both_go_on_with_the_next_task(two):
-    (_, (other, *failed)), (_, (own, *failed_there)) = two
+    (_, (other, *failed), *_), (_, (own, *failed_there), *_) = two
     assert "its vector is not finite" in own
     assert "task broken, query" in own
     assert "encoding failed in another process: its message says why" in other
     assert failed == failed_there == ["broken"]
+
+
+@pytest.mark.parametrize("work", [2, 3], ids=["others are fine", "others fail"])
+def test_where_one_process_breaks_down_none_goes_on(two, work):
+    """With what would be skipped, too: the others would wait for it at the next task."""
+    assert two[1][work] == "ZeroDivisionError('a bug')"
+    assert two[0][work] == "RuntimeError('reranking broke down in another process: its message says why')"
 
 
 def log(out):

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
+from hardwon.distributed import World
 from hardwon.errors import DataError, RecipeError
 from hardwon.evaluation import Benchmark, Task, evaluate
 from hardwon.items import Item
 from hardwon.search import Budget, Fused, Hits, Index, rerank
-from hardwon.search.rescore import Rescorer
+from hardwon.search.rescore import Rescorer, rescored
 
 
 class Words:
@@ -193,8 +194,62 @@ def test_what_stopping_early_saves_pays_for_more_queries():
     plain = Fused(judge, **options).reread(items(*"qrst"), names, cosines)
     assert (plain.read.sum(), plain.read.any(axis=1).sum()) == (8, 2)
     early = Fused(judge, **options, top=1).reread(items(*"qrst"), names, cosines)
-    assert early.read.any(axis=1).tolist() == [True, True, True, False]  # the last could not be sure of its four
-    assert early.read.sum() == 6
+    # The last could not be sure of its four: its first two are put in order with what is left.
+    assert early.read.any(axis=1).tolist() == [True, True, True, True]
+    assert early.read.sum() == 8
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_budget_of_a_query_that_is_asked_alone_reaches_its_best_candidates(whole):
+    """As if the depth were smaller; the rest stay behind, in the order that they have."""
+    judge = Whole() if whole else Words({("q", "b"): -9.0, ("q", "c"): 5.0, ("q", "d"): 50.0})
+    query, names, cosines = items("q"), [items(*"abcd")], [np.array([0.9, 0.9, 0.8, 0.7], dtype=np.float32)]
+    for pairs, count in [(0.0, 0), (1.9, 0), (2.0, 2), (3.5, 3), (4.0, 4), (9.0, 4)]:
+        fused = Fused(judge, depth=4, weight=1.0, budget=Budget(pairs=pairs))
+        found = rescored(fused, query, names, cosines)
+        assert found.read == (count,)
+        (made,) = found.scores
+        short = rescored(Fused(judge, depth=count, weight=1.0), query, names, cosines).scores[0] if count else np.zeros(0)
+        assert made[:count].tolist() == short.tolist()
+        assert np.isfinite(made).all()
+        behind = made[count:]
+        if 0 < count < 4:
+            assert behind.max() < made[:count].min()
+            assert (np.diff(behind) < 0).all()
+        if count == 0:
+            assert made.tolist() == cosines[0].tolist()
+
+
+def test_lists_of_all_lengths_share_one_budget():
+    """It goes to the smallest margins of all, however long the lists are."""
+    rng = np.random.default_rng(5)
+    lengths = [6, 1, 4, 2, 6, 3, 0, 5]
+    near = [0.1, 0.0, 0.02, 0.3, 0.01, 0.2, 0.0, 0.03]  # margins
+    names = [items(*(f"{n}.{place}" for place in range(count))) for n, count in enumerate(lengths)]
+    cosines = [np.array([0.9, *(0.9 - gap - np.arange(9) / 10)][:count]) for count, gap in zip(lengths, near, strict=True)]
+    queries = items(*(f"q{n}" for n in range(8)))
+    judge = Words({(f"q{n}", item.text): float(rng.normal()) for n, row in enumerate(names) for item in row})
+    full = rescored(Fused(judge, depth=6, weight=1.0), queries, names, cosines)
+    assert full.read == (6, 0, 4, 2, 6, 3, 0, 5)
+    fused = Fused(judge, depth=6, weight=1.0)
+    alone = [rescored(fused, [q], [n], [c]).scores[0] for q, n, c in zip(queries, names, cosines, strict=True)]
+    assert [row.tolist() for row in full.scores] == [row.tolist() for row in alone]
+    # Seven queries have candidates: 17.5 pairs, of which 6 + 4 + 5 go to the smallest margins and two to the next.
+    found = rescored(Fused(judge, depth=6, weight=1.0, budget=Budget(pairs=2.5)), queries, names, cosines)
+    assert found.read == (2, 0, 4, 0, 6, 0, 0, 5)
+    for row in (2, 4, 7):
+        assert found.scores[row].tolist() == full.scores[row].tolist()
+    for row in (1, 3, 5):
+        assert found.scores[row].tolist() == cosines[row].tolist()
+
+
+def test_a_budget_is_for_one_process(monkeypatch, world):
+    """Each would spend its own share, on other queries than one process does."""
+    index, judge = world
+    task = Task("t", "retrieval", "ind", tuple(items("0")), index.items, ((0,),))
+    monkeypatch.setattr(World, "current", lambda: World(0, 2))
+    with pytest.raises(RecipeError, match="a budget is spent on the smallest margins of all queries: use one process"):
+        evaluate(Plane(), Benchmark("b", (task,)), rerank=Fused(judge, budget=Budget(pairs=5.0)), progress=False)
 
 
 def test_a_budget_in_milliseconds_ends_when_it_is_spent(monkeypatch):

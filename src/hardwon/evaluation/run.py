@@ -20,7 +20,7 @@ from hardwon.evaluation.task import Benchmark, Task, revision_of
 from hardwon.evaluation.vectors import Vectors
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.progress import bar, console
-from hardwon.search.rerank import rescorer
+from hardwon.search.rerank import Fused, rescorer
 from hardwon.search.rescore import Rescored, Rescorer
 
 
@@ -57,11 +57,14 @@ def evaluate(
     Raises:
         BadItems: items that cannot be used, or whose vectors are not finite or not of unit length; names task and row of each.
         ModelError: anything else that is wrong with the model or the reranker; names the task.
-        RecipeError: a task that the benchmark does not have; a reranker of depth 0.
+        RecipeError: a task that the benchmark does not have; a reranker of depth 0; one with a budget, in several processes,
+            which would each spend a share of their own.
     """
     rerank = None if rerank is None else rescorer(rerank)
     if rerank is not None and rerank.depth < 1:
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
+    if isinstance(rerank, Fused) and rerank.budget is not None and World.current().size > 1:
+        raise RecipeError("a budget is spent on the smallest margins of all queries: use one process, or set budget to None")
     start = time.perf_counter()
     failed = {gone.name: gone.why for gone in benchmark.missing}
     keyed = in_order(_chosen(benchmark, tasks), on_error, failed)

@@ -8,7 +8,7 @@ several orders. These start from the items' keys and not from the order that the
 import contextlib
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +150,33 @@ class ListwiseReranker:
         return torch.where(filled, logits - mean, 0)
 
     @torch.no_grad()
-    def score_lists(self, queries: Sequence[Item], lists: Sequence[Sequence[Item]], *, progress: str = "") -> list[np.ndarray]:
+    def score_lists(
+        self, queries: Sequence[Item], lists: Sequence[Sequence[Item]], *, progress: str = "", seed: int | None = None
+    ) -> list[np.ndarray]:
         """Scores of the candidates of each query, [k] each, float32, in their order; their mean is 0 for distinct ones.
 
         Lists that are longer than the window, or whose pictures do not fit into one prompt, are read in several windows, in
         other company each time; see `together`.
+
+        Args:
+            queries: q of them.
+            lists: the candidates of each.
+            progress: name of the work in a bar.
+            seed: of the orders in which candidates are shown, in place of the listing's own.
 
         Raises:
             BadItems: items that cannot be used, before anything is computed; names them all.
             ModelError: scores that are not finite, or two candidates that do not fit into one prompt; names them.
         """
         refuse(self.body, [item for query, items in zip(queries, lists, strict=True) for item in (query, *items)])
+        listing = self.listing if seed is None else replace(self.listing, seed=seed)
         works: dict[tuple[str, ...], _Work] = {}
         keys = []
         for query, items in zip(queries, lists, strict=True):
             distinct = {item.key: item for item in items}
             keys.append((query.key, *sorted(distinct)))
             if keys[-1] not in works:
-                works[keys[-1]] = self._work(query, [distinct[key] for key in keys[-1][1:]])
+                works[keys[-1]] = self._work(query, [distinct[key] for key in keys[-1][1:]], listing)
         everything = [item for work in works.values() for item in (work.query, *work.items)]
         with decoding(self.body, everything), self.evaluating():
             self._read(list(works.values()), progress)
@@ -213,7 +222,7 @@ class ListwiseReranker:
         most = min(self.listing.window, len(items))
         return next((n for n in range(most, 0, -1) if self.chat.holds(query, heavy[:n], self._parts)), 0)
 
-    def _work(self, query: Item, items: list[Item]) -> "_Work":
+    def _work(self, query: Item, items: list[Item], listing: Listing) -> "_Work":
         if len(items) < 2:
             return _Work(query, items, [], [])
         window = self._window(self.chat.instructed(query), items)
@@ -222,7 +231,7 @@ class ListwiseReranker:
                 f"two candidates of item {query.key[:12]} ({query.label}) do not fit into one prompt of "
                 f"{self.chat.judge.max_length} tokens: make pictures smaller (max_pixels)"
             )
-        return _Work(query, items, orders(len(items), window, self.listing, query.key), [])
+        return _Work(query, items, orders(len(items), window, listing, query.key), [])
 
     def _read(self, works: Sequence["_Work"], progress: str) -> None:
         """Add to each work what its prompts give."""
@@ -293,8 +302,10 @@ def orders(count: int, window: int, listing: Listing, key: str) -> list[list[int
     """Places of `count` candidates in the windows of all permutations.
 
     Of two permutations the second is the first turned by half a window: so every candidate stands once in the first half and
-    once in the second, and the windows of a long list overlap. All windows are as long as they may be, since a model that has
-    learned from lists of one length may know nothing of shorter ones; so some candidates are read once more than others.
+    once in the second, and the windows of a long list overlap. Where there is one permutation only, each window shares a
+    candidate with the next one: scores of windows that have nothing in common could not be compared. All windows are as long
+    as they may be, since a model that has learned from lists of one length may know nothing of shorter ones; so some
+    candidates are read once more than others.
 
     Args:
         count: candidates.
@@ -304,6 +315,8 @@ def orders(count: int, window: int, listing: Listing, key: str) -> list[list[int
     """
     made: list[list[int]] = []
     size, windows = min(window, count), -(-count // window)
+    if listing.permutations == 1 and count > size:
+        windows = -(-(count - 1) // (size - 1))
     starts = [round(n * (count - size) / max(windows - 1, 1)) for n in range(windows)]
     for turn in range(listing.permutations):
         places = list(range(count))

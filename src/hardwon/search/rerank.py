@@ -16,15 +16,17 @@ from hardwon.models.scorer import ListScorer, Scorer
 from hardwon.search.gate import Gate, margins
 from hardwon.search.rescore import Reading, Rescorer
 
+BEHIND = 1e-3  # how far a list's candidates that a budget did not reach stay below those that were read
 PROBE = 8  # queries read to learn what a pair costs, before a budget in milliseconds is spent on more
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What reranking may cost: the mean over the queries of one call, so that it says the same of one query and of many.
+    """What reranking may cost: the mean over the queries of one call. Together they own that many times as much.
 
     It is spent on the queries with the smallest margins between the embedder's first two, each of them read to its end. The
-    others keep the embedder's order.
+    last of them is read as far as what is left goes: its best candidates are put in order, and the rest stay behind them. All
+    others keep the embedder's order. So a query that is asked alone is read to a depth of `pairs`.
 
     Attributes:
         pairs: (query, candidate) pairs per query; None for no limit.
@@ -129,25 +131,35 @@ class Fused:
     def reread(
         self, queries: Sequence[Item], items: Sequence[Sequence[Item]], scores: np.ndarray, *, progress: str = ""
     ) -> Reading:
-        """As `rescore`, with what was read: queries that were left alone keep the scores they have."""
+        """As `rescore`, with what was read: queries that were left alone keep the scores they have.
+
+        Lists may differ in length: scores are -inf beyond the end of a shorter one, and stay so. All share one budget.
+        """
         if not len(queries) == len(items) == len(scores):
             raise RecipeError(f"{len(queries)} queries, candidates for {len(items)} and scores for {len(scores)}")
         cosines = scores.astype(np.float64)
         lists = _Lists(self, queries, items, cosines, progress)
-        order = np.argsort(margins(cosines), kind="stable") if cosines.shape[1] > 1 else ()
-        waiting = [int(row) for row in order if lists.weights[row] > 0]
+        waiting = [row for row in lists.by_margin() if lists.weights[row] > 0]
         purse = _Purse(self.budget, len(queries))
         active: list[int] = []
         while True:
             wanted = {row: lists.wanted(row) for row in active}
             active = [row for row in active if len(wanted[row])]
-            promised = sum(int((~lists.read[row]).sum()) for row in active)
-            while waiting and purse.allows(lists.pairs + promised + cosines.shape[1]):
+            promised = sum(lists.unread(row) for row in active)
+            while waiting:
+                spent, size = lists.pairs + promised, lists.unread(waiting[0])
+                if not purse.allows(spent + size):
+                    if active:  # they may need less than they were promised
+                        break
+                    size = next((n for n in range(size - 1, 1, -1) if purse.allows(spent + n)), 0)
+                    if not size:
+                        break
+                    lists.cut(waiting[0], size)
                 row = waiting.pop(0)
                 wanted[row] = lists.wanted(row)
                 if len(wanted[row]):
                     active.append(row)
-                    promised += cosines.shape[1]
+                    promised += size
             if not active:
                 return lists.reading()
             lists.look([(row, int(column)) for row in sorted(active) for column in wanted[row]])
@@ -169,35 +181,52 @@ class _Lists:
         self.weights = np.full(len(queries), fused.weight) if fused.gate is None else fused.gate.weights(queries, cosines)
         self.odds = np.zeros(cosines.shape)
         self.read = np.zeros(cosines.shape, dtype=bool)
+        self.within = ~np.isneginf(cosines)  # what may be read
         for row, candidates in enumerate(items):
-            if len(candidates) != cosines.shape[1]:
-                raise RecipeError(f"query {row} has {len(candidates)} candidates and {cosines.shape[1]} scores")
+            if len(candidates) != self.within[row].sum():
+                raise RecipeError(f"query {row} has {len(candidates)} candidates and {self.within[row].sum()} scores")
 
     @property
     def pairs(self) -> int:
         """How many were read."""
         return int(self.read.sum())
 
+    def by_margin(self) -> list[int]:
+        """The queries that have an order at all, the smallest margin first."""
+        order = np.argsort(margins(self.cosines), kind="stable")
+        return order[self.within.sum(axis=1)[order] > 1].tolist()
+
+    def unread(self, row: int) -> int:
+        """How many candidates of a query may still have to be read."""
+        return int((self.within[row] & ~self.read[row]).sum())
+
+    def cut(self, row: int, size: int) -> None:
+        """Put only the best `size` candidates of a query in order; the others stay behind them."""
+        self.within[row, size:] = False
+
     def bounds(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """What the score of each candidate of a query lies between: two equal numbers once it was read."""
         low, high = self.fused.clip or (-np.inf, np.inf)
-        odds = np.where(self.read[row], np.clip(self.odds[row], low, high), [[low], [high]])
-        return tuple(self.cosines[row] + self.weights[row] * odds)
+        known = self.read[row] | ~self.within[row]
+        odds = np.where(known, np.clip(self.odds[row], low, high), [[low], [high]])
+        scores = np.where(self.within[row], self.cosines[row] + self.weights[row] * odds, -np.inf)
+        return scores[0], scores[1]
 
     def wanted(self, row: int) -> Int[np.ndarray, " n"]:
         """The candidates of a query to read next; none when there is nothing left to learn."""
         if self.fused.top is None:
-            return np.flatnonzero(~self.read[row])
+            return np.flatnonzero(self.within[row] & ~self.read[row])
         low, high = self.bounds(row)
-        return undecided(low, high, self.read[row], self.fused.top)[: self.fused.stride]
+        return undecided(low, high, self.read[row] | ~self.within[row], self.fused.top)[: self.fused.stride]
 
     def look(self, places: Sequence[tuple[int, int]]) -> None:
         """Read some candidates; a reranker of lists is shown all that their queries have."""
         if not isinstance(self.fused.reranker, Scorer):
             rows = list(dict.fromkeys(row for row, _ in places))
-            shown = [self.items[row] for row in rows]
+            shown = [self.items[row][: self.unread(row)] for row in rows]
             made = self.fused.reranker.score_lists([self.queries[row] for row in rows], shown, progress=self.progress)
-            self.odds[rows], self.read[rows] = np.stack(made), True
+            for row, offered, scores in zip(rows, shown, made, strict=True):
+                self.odds[row, : len(offered)], self.read[row, : len(offered)] = scores, True
             return
         pairs = [(self.queries[row], self.items[row][column]) for row, column in places]
         found = self.fused.reranker.score_pairs(pairs, progress=self.progress)
@@ -208,7 +237,10 @@ class _Lists:
         """Scores as they stand. What was left out of a list that was read counts as the lower bound: it is not in the top."""
         made = self.cosines.copy()
         for row in np.flatnonzero(self.read.any(axis=1)).tolist():
-            made[row] = self.bounds(row)[0]
+            within = self.within[row]
+            made[row, within] = self.bounds(row)[0][within]
+            if not within.all():
+                made[row, ~within] += min(0.0, made[row, within].min() - made[row, ~within].max() - BEHIND)
         return Reading(made, self.read)
 
 

@@ -47,7 +47,7 @@ class Reader(Rescorer, Protocol):
     def reread(
         self, queries: Sequence[Item], items: Sequence[Sequence[Item]], scores: Float[np.ndarray, "q k"], *, progress: str
     ) -> Reading:
-        """As `rescore`."""
+        """As `rescore`, for lists that may differ in length: scores are -inf beyond the end of a shorter one."""
         ...
 
 
@@ -85,7 +85,8 @@ def rescored(
 ) -> Rescored:
     """Have the first `rerank.depth` candidates of each query scored again, and check what comes back.
 
-    Queries with fewer candidates are handed over separately, so that every array a rescorer sees is full.
+    Queries with fewer candidates are handed over separately, so that every array a rescorer sees is full. Only a `Reader` is
+    shown all at once: it may have something to share out among them.
 
     Args:
         rerank: gives the scores.
@@ -103,29 +104,34 @@ def rescored(
         raise DataError(f"{where}depth of rerank must be at least 1, got {rerank.depth}")
     made: list[np.ndarray] = [np.zeros(0)] * len(queries)
     read = [0] * len(queries)
-    groups: dict[int, list[int]] = {}
-    for row, candidates in enumerate(items):
-        groups.setdefault(min(len(candidates), rerank.depth), []).append(row)
-    for count, rows in sorted(groups.items(), reverse=True):
-        if count == 0:
-            continue
-        theirs, offered = [queries[row] for row in rows], [items[row][:count] for row in rows]
-        before = np.stack([scores[row][:count] for row in rows])
+    counts = [min(len(candidates), rerank.depth) for candidates in items]
+    together: dict[int, list[int]] = {}
+    for row, count in enumerate(counts):
+        if count:
+            together.setdefault(0 if isinstance(rerank, Reader) else count, []).append(row)
+    for _, rows in sorted(together.items(), reverse=True):
+        theirs, offered = [queries[row] for row in rows], [items[row][: counts[row]] for row in rows]
+        before = np.full((len(rows), max(map(len, offered))), -np.inf, dtype=scores[rows[0]].dtype)
+        for line, row in enumerate(rows):
+            before[line, : counts[row]] = scores[row][: counts[row]]
         if isinstance(rerank, Reader):
             found = rerank.reread(theirs, offered, before, progress=progress)
-            new, counts = found.scores, found.read.sum(axis=1)
+            new, looked = found.scores, found.read.sum(axis=1)
         else:
-            new, counts = np.asarray(rerank.rescore(theirs, offered, before, progress=progress)), np.full(len(rows), count)
+            new, looked = (
+                np.asarray(rerank.rescore(theirs, offered, before, progress=progress)),
+                np.full(len(rows), before.shape[1]),
+            )
         _check(new, before, theirs, where)
-        for row, values, those in zip(rows, new, counts.tolist(), strict=True):
-            made[row], read[row] = values, those
+        for row, values, those in zip(rows, new, looked.tolist(), strict=True):
+            made[row], read[row] = values[: counts[row]], those
     return Rescored(tuple(made), tuple(read))
 
 
 def _check(new: np.ndarray, scores: np.ndarray, queries: Sequence[Item], where: str) -> None:
     if new.shape != scores.shape:
         raise ModelError(f"{where}the reranker gives scores of shape {list(new.shape)}, asked were {list(scores.shape)}")
-    broken = np.flatnonzero(~np.isfinite(new).all(axis=1))
+    broken = np.flatnonzero(~(np.isfinite(new) | np.isneginf(scores)).all(axis=1))
     if len(broken):
         first = queries[int(broken[0])].label
         raise ModelError(f"{where}scores of the reranker are not finite for {len(broken)} queries, first for {first}")
