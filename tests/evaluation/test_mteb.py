@@ -118,6 +118,16 @@ def test_another_model_never_finds_these_results(model, vlm, tmp_path):
     assert len(list((tmp_path / "results" / "us__tiny").iterdir())) == 2
 
 
+def test_other_instructions_never_find_these_results(vlm, tmp_path):
+    told = [MtebEncoder(vlm, "us/tiny", words) for words in (None, {}, {"Retrieval": "find: "}, {"Retrieval": "name: "})]
+    revisions = [model.mteb_model_meta.revision for model in told]
+    assert revisions[:2] == [vlm.fingerprint] * 2
+    assert len(set(revisions)) == 3
+    for model in told[1:]:
+        run(model, "MockRetrievalTask", tmp_path)
+    assert len(list((tmp_path / "results" / "us__tiny").iterdir())) == 3
+
+
 def test_what_cannot_be_asked_says_why(vlm, model, monkeypatch):
     with pytest.raises(ModelError, match="is owner/model, got 'tiny'"):
         MtebEncoder(vlm, "tiny")

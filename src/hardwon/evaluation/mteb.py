@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hardwon import artifacts
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Reranker
@@ -25,7 +26,8 @@ _MODALITIES = ("text", "image")
 class MtebEncoder:
     """An embedder that satisfies mteb's EncoderProtocol.
 
-    mteb keeps results under the revision that it is told, here the fingerprint: results of other weights are never found.
+    mteb keeps results under the revision that it is told, here the fingerprint of the model and, where there are any, of the
+    instructions: results of other weights or other words are never found.
 
     Args:
         embedder: the model.
@@ -41,7 +43,9 @@ class MtebEncoder:
     def __init__(self, embedder: Embedder, name: str, instructions: Mapping[str, str] | None = None):
         self.embedder = embedder
         self.instructions = dict(instructions or {})
-        self._meta = _meta(embedder.body, name, embedder.fingerprint, "dense", embedder.dim)
+        told = sorted(self.instructions.items())
+        revision = artifacts.fingerprint([embedder.fingerprint, told]) if told else embedder.fingerprint
+        self._meta = _meta(embedder.body, name, revision, "dense", embedder.dim)
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -151,7 +155,7 @@ def _vectors(values: Any) -> torch.Tensor:
     return made if made.ndim > 1 else made[None]
 
 
-def _meta(body: Body, name: str, fingerprint: str, kind: str, width: int | None) -> Any:
+def _meta(body: Body, name: str, revision: str, kind: str, width: int | None) -> Any:
     try:
         from mteb.models import ModelMeta
     except ImportError as error:
@@ -162,7 +166,7 @@ def _meta(body: Body, name: str, fingerprint: str, kind: str, width: int | None)
     return ModelMeta(
         loader=None,
         name=name,
-        revision=fingerprint,
+        revision=revision,
         release_date=None,
         languages=None,
         n_parameters=sum(weight.numel() for weight in weights),
