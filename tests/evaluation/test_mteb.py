@@ -1,5 +1,6 @@
 """Our models in mteb itself, on its own small tasks, without a network."""
 
+import io
 import json
 import socket
 import sys
@@ -91,6 +92,23 @@ def test_vectors_are_those_of_the_embedder(model, vlm, pictures):
     np.testing.assert_allclose(scores, truth @ truth.T, atol=1e-6)
     np.testing.assert_allclose(model.similarity_pairwise(made, made[::-1].copy()), (truth * truth[::-1]).sum(1), atol=1e-6)
     np.testing.assert_allclose(model.similarity(made[0], made[1])[0, 0], truth[0] @ truth[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "F", "I", "I;16", "P", "LA", "1"])
+def test_pictures_of_every_kind_of_pixels_are_read(mode, model, vlm, pictures):
+    shown = Image.open(pictures["red square"])
+    shown = (shown.convert("L") if mode == "I;16" else shown).convert(mode)
+    truth = vlm.encode([Item(images=(png(shown.convert("RGB")),))]) if mode in {"CMYK", "YCbCr", "HSV", "F"} else None
+    made = encode(model, {"image": [shown]})
+    assert made.shape == (1, vlm.dim)
+    if truth is not None:
+        np.testing.assert_allclose(made, truth, atol=1e-6)
+
+
+def png(image):
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 def test_queries_get_the_instruction_and_documents_do_not(vlm):

@@ -21,6 +21,7 @@ from hardwon.models.body import Body
 
 _READ = ("text", "image", "title", "body", "query", "instruction")  # columns of a batch that we know what to do with
 _MODALITIES = ("text", "image")
+_PNG = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # kinds of pixels that a PNG holds
 
 
 class MtebEncoder:
@@ -142,9 +143,11 @@ def _items(batch: Mapping[str, Any], instruction: str) -> list[Item]:
 
 
 def _encoded(picture: Any) -> bytes:
-    """A picture of mteb as the bytes of a PNG, which lose nothing."""
+    """A picture of mteb as the bytes of a PNG, which lose nothing; kinds of pixels that it lacks become RGB."""
     if isinstance(picture, torch.Tensor):
         picture = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+    if picture.mode not in _PNG:
+        picture = picture.convert("RGB")
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()
