@@ -61,7 +61,7 @@ class TestRows:
         first, second = Store(tmp_path), Store(tmp_path)
         whole = store.save_file
 
-        def slowly(tensors, path):
+        def slowly(tensors, path, head):
             monkeypatch.setattr(store, "save_file", whole)
             path.write_bytes(b"half a file")
             add(second, rows)
@@ -75,7 +75,7 @@ class TestRows:
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(tensors, path, head):
         path.write_bytes(b"half a file")
         raise OSError("no space left on device")
 

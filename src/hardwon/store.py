@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hardwon.artifacts import MANIFEST, Growing, replacing, write_atomically
 from hardwon.progress import console
 
+MAKER = "made by"  # in the head of a file
 ROWS = "rows"  # name of the one tensor of a file whose rows have the same shape
 
 
@@ -30,13 +31,17 @@ class Store:
         folder: where rows are kept between runs; None keeps them in memory only.
         kind: of the manifest, for people and for checking; "" for none.
         inputs: of the manifest: what computed the rows.
+        made_by: the circumstances under which they are computed; kept in every file that is written here.
 
     Attributes:
+        makers: what the files that were read or written say they were made by.
         rows: the rows that are there; those of a folder are mapped, not read: they come from disk when they are looked at.
     """
 
-    def __init__(self, folder: Path | None, kind: str = "", inputs: Mapping[str, Any] | None = None):
+    def __init__(self, folder: Path | None, kind: str = "", inputs: Mapping[str, Any] | None = None, made_by: str = ""):
         self.folder = folder
+        self.made_by = made_by
+        self.makers: set[str] = set()
         self.rows: dict[str, Tensor] = {}
         self._growing: Growing | None = None
         self._changed = False
@@ -66,6 +71,8 @@ class Store:
             made = load_file(listed.with_suffix(".safetensors"))
             rows = made[ROWS] if ROWS in made else [made[key] for key in keys]
             self.rows |= dict(zip(keys, rows, strict=True))
+            with safe_open(listed.with_suffix(".safetensors"), framework="pt") as opened:
+                self.makers |= {(opened.metadata() or {}).get(MAKER, "")} - {""}
             self._changed = True
 
     def _whole(self, name: str) -> bool:
@@ -84,7 +91,7 @@ class Store:
         alike = len({(row.shape, row.dtype) for row in rows}) == 1
         made = {ROWS: torch.stack(tuple(rows))} if alike else {k: r.contiguous() for k, r in zip(keys, rows, strict=True)}
         with replacing(self.folder / f"{name}.safetensors") as neighbour:
-            save_file(made, neighbour)
+            save_file(made, neighbour, {MAKER: self.made_by} if self.made_by else None)
         write_atomically(self.folder / f"{name}.json", json.dumps(list(keys)))
         if self._growing is not None:
             self._growing.wrote(f"{name}.safetensors")

@@ -40,6 +40,25 @@ def test_a_constant_model_gets_what_guessing_gets(make_task, benchmark_of, const
     assert 0 < result.chance < 1
 
 
+def test_the_worst_order_of_ties_is_that_of_the_metric(make_task, benchmark_of, constant, shown):
+    import math
+    from dataclasses import replace
+
+    from hardwon.evaluation import evaluate
+
+    report = evaluate(constant(), benchmark_of(graded(make_task)), progress=False)
+    # The two that belong to a query stand last of four, the better one behind the other.
+    lost = [sum(g / math.log2(2 + n) for n, g in zip((2, 3), sorted(grades), strict=True)) for grades in ((3, 1), (1, 2))]
+    best = [sum(g / math.log2(2 + n) for n, g in enumerate(sorted(grades, reverse=True))) for grades in ((3, 1), (1, 2))]
+    strict = sum(a / b for a, b in zip(lost, best, strict=True)) / 2
+    assert report.result("pages").strict == pytest.approx(strict)
+    assert f"were every tie lost, the mean would be {100 * strict:.1f} %" in " ".join(shown(report).split())
+    without = replace(report, results=(replace(report.results[0], measures={}),))
+    text = " ".join(shown(without).split())
+    assert "WARNING" in text
+    assert "were every tie lost" not in text
+
+
 def test_grades_and_metric_are_a_part_of_what_is_asked_and_survive_a_file(make_task, benchmark_of, tmp_path):
     from hardwon.evaluation import read_benchmark, write_benchmark
 

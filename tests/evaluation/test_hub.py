@@ -1,3 +1,4 @@
+import random
 import zipfile
 
 import httpx2
@@ -66,5 +67,19 @@ def test_a_wrong_revision_and_a_broken_archive_are_named(hub, tmp_path):
     with pytest.raises(DataError, match=r"TIGER-Lab/MMEB-eval has no revision 'nowhere'"):
         download_mmeb(tmp_path / "here", revision="nowhere")
     (tmp_path / "images.zip").write_bytes(b"PK no")
+    with pytest.raises(DataError, match=r"images\.zip cannot be unpacked"):
+        unpack(tmp_path)
+
+
+def test_a_damaged_picture_in_an_archive_is_named(tmp_path):
+    from hardwon.errors import DataError
+    from hardwon.evaluation.hub import unpack
+
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("NIGHTS/a.png", random.Random(0).randbytes(2000) + b"a" * 30000)
+    raw = bytearray(path.read_bytes())
+    raw[100:400] = bytes(255 - byte for byte in raw[100:400])
+    path.write_bytes(raw)
     with pytest.raises(DataError, match=r"images\.zip cannot be unpacked"):
         unpack(tmp_path)

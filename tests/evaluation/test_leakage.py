@@ -94,6 +94,23 @@ def test_texts_with_a_word_changed_are_found_and_others_are_not():
     assert Texts([]).find("anything at all") == []
 
 
+def test_sentences_without_spaces_are_looked_for_and_labels_are_not():
+    kite = "一只红色的风筝在海面上飞翔，旁边有一个孩子和一只狗"
+    tea = "きのうの夜に友だちと古い喫茶店で長い時間話をしました"
+    examples = train(*(Item(text=text) for text in (kite, tea, "金毛寻回犬")))
+    asked = [Item(text=text) for text in (kite, tea + "。", "金毛寻回犬", "他昨天坐火车去了北京看望他的祖父母")]
+    assert found(examples, ask(*asked)) == {("query", 0): ("exact", (0,)), ("query", 1): ("text", (1,))}
+
+
+def test_other_questions_behind_the_same_instruction_are_no_leak():
+    told = "Find a Wikipedia image-passage pair that answers this question: "
+    known = [told + sentence(n, 6) for n in range(20)]
+    copied = [told + sentence(n, 6).upper() for n in range(5)]
+    others = [told + sentence(100 + n, 6) for n in range(100)]
+    leaks = found(train(*(Item(text=text) for text in known)), ask(*(Item(text=text) for text in (*copied, *others))))
+    assert leaks == {("query", n): ("text", (n,)) for n in range(5)}
+
+
 def test_what_cannot_be_read_is_counted(tmp_path):
     examples = train(Item(images=(tmp_path / "gone.png",)), Item(images=(b"no picture",)))
     leaks = leakage(examples, ask(Item(text=sentence(1)), Item(images=(tmp_path / "gone too.png",))), progress=False)

@@ -145,6 +145,12 @@ def test_a_bad_row_is_named_with_its_set(tmp_path, changes, reason):
     assert reason in told
 
 
+def test_instructions_of_another_type_are_named(tmp_path):
+    told = why(tmp_path, "OVEN", change=lambda table: [row | {"tgt_inst": ["a", "b"]} for row in table])
+    assert "4 of 4 rows cannot be used" in told
+    assert "tgt_inst must be a string, got list" in told
+
+
 def test_damage_is_named(tmp_path):
     picture = tmp_path / "images/OVEN/candidate-1.png"
 

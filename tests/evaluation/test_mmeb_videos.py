@@ -168,6 +168,34 @@ def test_frames_are_read_from_a_film_once(tmp_path):
     assert frames_of(tmp_path, "frames/a", "videos/a") == names
 
 
+def test_a_film_that_two_processes_read_is_read_by_both(tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    from hardwon.evaluation.frames import frames_of
+
+    film(tmp_path / "a.mp4")
+    rename = Path.rename
+
+    def late(ready, folder):
+        shutil.copytree(ready, folder)  # the other one was faster
+        return rename(ready, folder)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert len(frames_of(tmp_path, "frames/a", "a")) == 8
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["a"]
+
+
+def test_frames_that_cannot_be_kept_are_told(tmp_path):
+    from hardwon.errors import DataError
+    from hardwon.evaluation.frames import frames_of
+
+    film(tmp_path / "a.mp4")
+    (tmp_path / "frames").write_bytes(b"a file")
+    with pytest.raises(DataError, match=r"the frames of .*a\.mp4 cannot be kept in .*frames/a"):
+        frames_of(tmp_path, "frames/a", "a")
+
+
 def test_a_film_that_is_none_is_told(tmp_path):
     from hardwon.errors import BadMedia
     from hardwon.evaluation.frames import frames_of

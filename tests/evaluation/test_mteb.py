@@ -1,5 +1,6 @@
 """Our models in mteb itself, on its own small tasks, without a network."""
 
+import io
 import json
 import socket
 import sys
@@ -93,6 +94,23 @@ def test_vectors_are_those_of_the_embedder(model, vlm, pictures):
     np.testing.assert_allclose(model.similarity(made[0], made[1])[0, 0], truth[0] @ truth[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "F", "I", "I;16", "P", "LA", "1"])
+def test_pictures_of_every_kind_of_pixels_are_read(mode, model, vlm, pictures):
+    shown = Image.open(pictures["red square"])
+    shown = (shown.convert("L") if mode == "I;16" else shown).convert(mode)
+    truth = vlm.encode([Item(images=(png(shown.convert("RGB")),))]) if mode in {"CMYK", "YCbCr", "HSV", "F"} else None
+    made = encode(model, {"image": [shown]})
+    assert made.shape == (1, vlm.dim)
+    if truth is not None:
+        np.testing.assert_allclose(made, truth, atol=1e-6)
+
+
+def png(image):
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
 def test_queries_get_the_instruction_and_documents_do_not(vlm):
     told = MtebEncoder(vlm, "us/tiny", {"Kites": "find: ", "Retrieval": "never"})
     truth = {text: vlm.encode([Item(text="red", instruction=text)]) for text in ("find: ", "")}
@@ -116,6 +134,16 @@ def test_another_model_never_finds_these_results(model, vlm, tmp_path):
         next(iter(vlm.module.parameters())).add_(0.01)
     run(MtebEncoder(vlm, "us/tiny"), "MockRetrievalTask", tmp_path)
     assert len(list((tmp_path / "results" / "us__tiny").iterdir())) == 2
+
+
+def test_other_instructions_never_find_these_results(vlm, tmp_path):
+    told = [MtebEncoder(vlm, "us/tiny", words) for words in (None, {}, {"Retrieval": "find: "}, {"Retrieval": "name: "})]
+    revisions = [model.mteb_model_meta.revision for model in told]
+    assert revisions[:2] == [vlm.fingerprint] * 2
+    assert len(set(revisions)) == 3
+    for model in told[1:]:
+        run(model, "MockRetrievalTask", tmp_path)
+    assert len(list((tmp_path / "results" / "us__tiny").iterdir())) == 3
 
 
 def test_what_cannot_be_asked_says_why(vlm, model, monkeypatch):

@@ -55,6 +55,8 @@ def test_candidates_may_be_left_out_everywhere(write):
         ({"query": {"text": "a"}, "gold": []}, "no gold"),
         ({"query": {"text": "a"}, "candidates": [{"text": "b"}]}, "no gold"),
         ({"query": {"text": "a"}, "gold": {"text": "b"}, "candidates": {"text": "c"}}, "candidates must be a list"),
+        ({"query": {"text": "a"}, "gold": {"text": "b"}, "candidates": []}, "candidates is empty"),
+        ({"query": {"text": "a"}, "gold": [{"text": "b"}, {"text": "c"}], "candidates": [{"text": "c"}]}, "gold, so that any"),
         ({"query": {"text": "a"}, "gold": {"image": "gone.png"}}, "gone.png does not exist"),
         ({"query": {"text": "a"}, "gold": {"image": "../up.png"}}, "up.png"),
     ],

@@ -101,6 +101,17 @@ def test_a_budget_asks_a_sample_and_says_what_it_costs(call, asked, tiny_vlm, tm
     assert "only answers to the same questions compare" in err
 
 
+@pytest.mark.parametrize("published", ["mmeb", "sugarcrepe"])
+def test_own_data_that_are_named_like_published_ones_have_no_place_among_them(published, call, tiny_vlm, tmp_path):
+    rows = [{"query": {"text": f"{colour} thing"}, "gold": {"text": colour}} for colour in ("red", "green", "blue")]
+    own = tmp_path / f"{published}.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call("evaluate", tiny_vlm, own, "--out", tmp_path / "a.json", "--device", "cpu")
+    assert (code, report(tmp_path / "a.json").benchmark) == (0, published), err
+    assert "stands" not in out
+    assert not (tmp_path / "a.leaderboard.json").exists()
+
+
 def test_leaks_are_listed_beside_the_report(call, asked, tiny_vlm, pictures, tmp_path):
     copy = tmp_path / "another name.png"
     copy.write_bytes(pictures["red square"].read_bytes())

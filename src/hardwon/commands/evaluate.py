@@ -57,6 +57,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
         raise typer.BadParameter(what)
     from rich.console import Console
 
+    from hardwon.evaluation.load import READERS
     from hardwon.evaluation.references import COLUMNS, standing
     from hardwon.stages.evaluating import Evaluation
 
@@ -67,7 +68,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     )  # fmt: skip
     report = asked.run(out, cache)
     Console().print(report)
-    if report.benchmark in COLUMNS and not report.missing:
+    if benchmark in READERS and report.benchmark in COLUMNS and not report.missing:  # own data may have such a name, too
         Console().print(standing(report))
     if "sample" in report.made:
         typer.echo(report.made["sample"])

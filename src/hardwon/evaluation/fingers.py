@@ -86,12 +86,21 @@ class Texts:
         """Positions of the texts whose shingles overlap with this one's by `OVERLAP` or more."""
         shingles = _shingles(text)
         near = sorted({n for band in self._bands(shingles) for n in self.bands.get(band, ())})
-        return [n for n in near if len(shingles & self.shingles[n]) >= OVERLAP * len(shingles | self.shingles[n])]
+        return [n for n in near if _overlap(shingles, self.shingles[n])]
 
     def _bands(self, shingles: frozenset[int]) -> list[tuple[int, bytes]]:
         values = np.fromiter(shingles, dtype=np.uint64)
         smallest = ((self.factors * values + self.shifts) % np.uint64(_PRIME)).min(axis=1)
         return [(n, smallest[n * ROWS : (n + 1) * ROWS].tobytes()) for n in range(BANDS)]
+
+
+def alike(one: str, two: str) -> bool:
+    """Whether the shingles of two texts overlap by `OVERLAP` or more."""
+    return _overlap(_shingles(one), _shingles(two))
+
+
+def _overlap(one: frozenset[int], two: frozenset[int]) -> bool:
+    return len(one & two) >= OVERLAP * len(one | two)
 
 
 def _shingles(text: str) -> frozenset[int]:

@@ -27,7 +27,7 @@ def frames_of(root: Path, folder: str, video: str, *, count: int = FRAMES) -> tu
         count: how many frames.
 
     Raises:
-        DataError: neither frames nor a file.
+        DataError: neither frames nor a file; a folder that frames cannot be written to.
         BadMedia: a file that cannot be read as a video.
         MissingExtra: a file is to be read and PyAV is not installed.
     """
@@ -70,10 +70,14 @@ def _extract(file: Path, folder: Path, count: int) -> None:
         raise BadMedia(f"{file} cannot be read as a video ({error})") from error
     if not kept:
         raise BadMedia(f"{file} holds no frames")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
-        ready = Path(scratch) / "ready"
-        ready.mkdir()
-        for n, picture in enumerate(kept):
-            picture.save(ready / f"{n:04d}.jpg", quality=95)
-        ready.rename(folder)  # whole or not at all: a folder that is there is believed
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
+            ready = Path(scratch) / "ready"
+            ready.mkdir()
+            for n, picture in enumerate(kept):
+                picture.save(ready / f"{n:04d}.jpg", quality=95)
+            ready.rename(folder)  # whole or not at all: a folder that is there is believed
+    except OSError as error:
+        if not folder.is_dir():  # another process may have been faster
+            raise DataError(f"the frames of {file} cannot be kept in {folder} ({error})") from error

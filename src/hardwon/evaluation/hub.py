@@ -1,6 +1,7 @@
 """MMEB from the hub: the published files are brought into a folder, which is then read like any other."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 from hardwon.data.mmeb.table import EVAL_V1
@@ -56,5 +57,5 @@ def unpack(root: Path) -> None:
                     continue
                 if not there.is_file() or there.stat().st_size != member.file_size:
                     opened.extract(member, root / "images")
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): remove it and download it again") from error

@@ -1,5 +1,7 @@
 """What a benchmark asks and the training data holds already: the same items, near copies of pictures, near copies of texts."""
 
+import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,13 +10,15 @@ from typing import Any, Literal
 import numpy as np
 
 from hardwon.errors import BadMedia
-from hardwon.evaluation.fingers import Pictures, Texts, look, normal
+from hardwon.evaluation.fingers import Pictures, Texts, alike, look, normal
 from hardwon.evaluation.task import Benchmark
 from hardwon.items import Example, Item, Picture, picture_key
 from hardwon.progress import bar
 
 WORDS = 4  # a text of fewer words is a label: that training knows it is no leak
 ROWS = 5  # training rows that are named
+TEXTS = 5  # so many different texts that begin alike begin with an instruction
+_LETTER = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese, Japanese
 
 Kind = Literal["exact", "picture", "text"]
 
@@ -76,8 +80,9 @@ def leakage(examples: Sequence[Example], benchmark: Benchmark, *, progress: bool
     """Find what a benchmark asks that the training data holds.
 
     An item with pictures leaks when one of its pictures does, whatever its words: the same question about another picture is
-    no leak. A text alone leaks when training holds nearly the same text alone; labels (texts of fewer than `WORDS` words) are
-    left out, and so are instructions.
+    no leak. A text alone leaks when training holds nearly the same text alone; labels (texts of fewer than `WORDS` words, two
+    letters of Chinese or Japanese being one) are left out, and so are instructions, also those that stand in the text: the
+    words that all texts of a data set begin with.
 
     Args:
         examples: training data; queries and all candidates are looked at.
@@ -94,10 +99,12 @@ def leakage(examples: Sequence[Example], benchmark: Benchmark, *, progress: bool
     ]
     looks = _looks((picture for *_, item in asked for picture in item.pictures), "looking at the benchmark", progress)
     copies = known.copies(looks.seen)
+    openings = _openings(asked)
     found = []
     with bar("looking for leaks", len(asked), "items", shown=progress) as advance:
         for task, part, row, item in asked:
-            kind, rows = known.find(item, [copies.get(key, ()) for key in map(_picture, item.pictures)])
+            near = [copies.get(key, ()) for key in map(_picture, item.pictures)]
+            kind, rows = known.find(item, near, openings.get((task, part), ""))
             if kind is not None:
                 found.append(Leak(task, part, row, item.label, kind, tuple(sorted(rows)[:ROWS])))
             advance()
@@ -106,7 +113,23 @@ def leakage(examples: Sequence[Example], benchmark: Benchmark, *, progress: bool
 
 
 def _words(item: Item) -> int:
-    return len(normal(item.text).split())
+    text = normal(item.text)
+    return len(_LETTER.sub(" ", text).split()) + len(_LETTER.findall(text)) // 2
+
+
+def _openings(asked: Iterable[tuple[str, str, int, Item]]) -> dict[tuple[str, str], str]:
+    """The words that all texts of a task's queries, or of its corpus, begin with."""
+    texts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for task, part, _, item in asked:
+        if not item.pictures:
+            texts[task, part].add(normal(item.text))
+    return {of: _opening(some) for of, some in texts.items() if len(some) >= TEXTS}
+
+
+def _opening(texts: Iterable[str]) -> str:
+    first, *_, last = sorted(text.split() for text in texts)  # what these two begin with, all between them do as well
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(f"{word} " for word, _ in same)
 
 
 def _picture(picture: Picture) -> str:
@@ -175,8 +198,8 @@ class _Training:
         found = self.near.find(np.stack(list(looks.values())))
         return {key: tuple(self.seen[n] for n in rows) for key, rows in zip(looks, found, strict=True)}
 
-    def find(self, item: Item, copies: Sequence[Sequence[str]]) -> tuple[Kind | None, set[int]]:
-        """How training holds an item, and in which rows; None if it does not."""
+    def find(self, item: Item, copies: Sequence[Sequence[str]], opening: str) -> tuple[Kind | None, set[int]]:
+        """How training holds an item, and in which rows; None if it does not. Texts are compared behind the `opening`."""
         keys = [_picture(picture) for picture in item.pictures]
         if all(keys) and (rows := self.contents.get(item.content)):
             return "exact", rows
@@ -185,5 +208,6 @@ class _Training:
             return "picture", {row for key in shown for row in self.pictures[key]}
         if keys or not self.words:
             return None, set()
-        near = self.similar.find(normal(item.text))
+        text = normal(item.text)
+        near = [n for n in self.similar.find(text) if alike(text.removeprefix(opening), self.words[n].removeprefix(opening))]
         return ("text", {row for n in near for row in self.texts[self.words[n]]}) if near else (None, set())

@@ -83,8 +83,11 @@ def _asked(row: Mapping[str, Any], pool: Pool, known: Known) -> Asked:
         raise DataError("has no candidates: tgt_text and tgt_img_path are empty")
     if not all(isinstance(part, str | None) for part in (*texts, *paths)):
         raise DataError("tgt_text and tgt_img_path must be lists of strings")
+    told = row.get("tgt_inst")
+    if not isinstance(told, str | None):
+        raise DataError(f"tgt_inst must be a string, got {type(told).__name__}")
     places = []
-    for number, written in enumerate(zip(texts, paths, itertools.repeat(row.get("tgt_inst")))):
+    for number, written in enumerate(zip(texts, paths, itertools.repeat(told))):
         place = known.get(written)
         if place is None:
             what = f"candidate {number}" if number else "candidate 0, the one that belongs to the query,"

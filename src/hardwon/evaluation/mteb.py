@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hardwon import artifacts
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Reranker
@@ -20,12 +21,14 @@ from hardwon.models.body import Body
 
 _READ = ("text", "image", "title", "body", "query", "instruction")  # columns of a batch that we know what to do with
 _MODALITIES = ("text", "image")
+_PNG = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # kinds of pixels that a PNG holds
 
 
 class MtebEncoder:
     """An embedder that satisfies mteb's EncoderProtocol.
 
-    mteb keeps results under the revision that it is told, here the fingerprint: results of other weights are never found.
+    mteb keeps results under the revision that it is told, here the fingerprint of the model and, where there are any, of the
+    instructions: results of other weights or other words are never found.
 
     Args:
         embedder: the model.
@@ -41,7 +44,9 @@ class MtebEncoder:
     def __init__(self, embedder: Embedder, name: str, instructions: Mapping[str, str] | None = None):
         self.embedder = embedder
         self.instructions = dict(instructions or {})
-        self._meta = _meta(embedder.body, name, embedder.fingerprint, "dense", embedder.dim)
+        told = sorted(self.instructions.items())
+        revision = artifacts.fingerprint([embedder.fingerprint, told]) if told else embedder.fingerprint
+        self._meta = _meta(embedder.body, name, revision, "dense", embedder.dim)
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -138,9 +143,11 @@ def _items(batch: Mapping[str, Any], instruction: str) -> list[Item]:
 
 
 def _encoded(picture: Any) -> bytes:
-    """A picture of mteb as the bytes of a PNG, which lose nothing."""
+    """A picture of mteb as the bytes of a PNG, which lose nothing; kinds of pixels that it lacks become RGB."""
     if isinstance(picture, torch.Tensor):
         picture = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+    if picture.mode not in _PNG:
+        picture = picture.convert("RGB")
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()
@@ -151,7 +158,7 @@ def _vectors(values: Any) -> torch.Tensor:
     return made if made.ndim > 1 else made[None]
 
 
-def _meta(body: Body, name: str, fingerprint: str, kind: str, width: int | None) -> Any:
+def _meta(body: Body, name: str, revision: str, kind: str, width: int | None) -> Any:
     try:
         from mteb.models import ModelMeta
     except ImportError as error:
@@ -162,7 +169,7 @@ def _meta(body: Body, name: str, fingerprint: str, kind: str, width: int | None)
     return ModelMeta(
         loader=None,
         name=name,
-        revision=fingerprint,
+        revision=revision,
         release_date=None,
         languages=None,
         n_parameters=sum(weight.numel() for weight in weights),

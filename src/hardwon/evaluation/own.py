@@ -126,8 +126,13 @@ def _question(row: Any, lines: Lines) -> tuple[Item, list[Item], list[Item] | No
         raise DataError("no gold: the item, or a list of items, that belongs to the query")
     if others is not None and not isinstance(others, list):
         raise DataError(f"candidates must be a list of items, got {type(others).__name__}")
+    if others == []:
+        raise DataError("candidates is empty: name items, or leave it out to search those of all rows")
     right = [lines.item(item) for item in (gold if isinstance(gold, list) else [gold])]
-    return lines.item(row["query"]), right, None if others is None else [lines.item(item) for item in others]
+    offered = None if others is None else [lines.item(item) for item in others]
+    if offered is not None and {item.key for item in offered} <= {item.key for item in right}:
+        raise DataError("every candidate is gold, so that any answer is right: name others, or leave candidates out")
+    return lines.item(row["query"]), right, offered
 
 
 def read_qrels(folder: Path) -> Benchmark:

@@ -1,5 +1,6 @@
 """`Report`: what a model did on a benchmark, with everything needed to compare it later."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -259,7 +260,8 @@ def _ties(label: str, report: Report) -> str:
     if not tied:
         return said
     strict = sum(result.strict for result in report.results) / len(report.results)
-    return f"WARNING: {said} ({_listed(tied)}); were every tie lost, the mean would be {100 * strict:.1f} %"
+    lost = "" if math.isnan(strict) else f"; were every tie lost, the mean would be {100 * strict:.1f} %"
+    return f"WARNING: {said} ({_listed(tied)}){lost}"
 
 
 def _listed(names: Sequence[str]) -> str:

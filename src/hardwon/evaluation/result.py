@@ -93,8 +93,10 @@ class TaskResult:
 
     @property
     def strict(self) -> float:
-        """Share of queries with the full value (a hit, say) although every tie is broken against the model."""
-        return sum(hit == 1 for hit in self.hits) / self.queries
+        """Mean of the metric when every tie is broken against the model; NaN where `measures` lacks it."""
+        if self.metric == "hit@1":
+            return sum(hit == 1 for hit in self.hits) / self.queries
+        return self.measures.get("ndcg_linear@5", math.nan)
 
     @property
     def tied(self) -> float:

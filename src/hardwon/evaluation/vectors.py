@@ -10,6 +10,7 @@ from hardwon.distributed import World
 from hardwon.errors import BadItem, BadItems, ModelError
 from hardwon.items import Item
 from hardwon.models import CachedEncoder, Encoder
+from hardwon.progress import console
 
 SHARE = 128  # items encoded together, by whichever process: the vectors do not depend on how many processes there are
 
@@ -27,6 +28,8 @@ class Vectors:
         self.cached = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder, store)
         self.world = world
         self.encoded = 0  # items, by all processes together
+        if world.first and (told := made_elsewhere(self.cached)):
+            console().print(told, style="yellow", markup=False, soft_wrap=True)
         world.wait()  # before anybody writes what another one would find
 
     def add(self, items: Mapping[str, Item], advance: Callable[[int], None]) -> None:
@@ -84,6 +87,17 @@ class Vectors:
     def _share(self, keys: list[str], made: np.ndarray) -> None:
         everything = self.world.sum(torch.from_numpy(made).to(self.world.device)).cpu()
         self.cached.store.rows |= dict(zip(keys, everything, strict=True))
+
+
+def made_elsewhere(cached: CachedEncoder) -> str:
+    """A warning if kept vectors were made on another device or by other versions than this run's; "" if not."""
+    here, others = cached.store.made_by, sorted(cached.store.makers - {cached.store.made_by})
+    if not here or not others:
+        return ""
+    return (
+        f"{cached.store.folder} holds vectors that were made on {'; '.join(others)}; they are used again on {here}, and the "
+        "report names the latter: remove the folder to encode all of them here"
+    )
 
 
 def _fault(length: float) -> str:

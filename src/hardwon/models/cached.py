@@ -1,5 +1,6 @@
 """An encoder that remembers: each distinct item is embedded once per model, over all stages of a workspace."""
 
+import importlib.metadata
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ class CachedEncoder:
     The key covers content and instruction, the fingerprint weights, pre-processing and pooling: a vector of another model,
     prompt or picture is never returned. The weights must not change while the wrapper is in use. Vectors are written as they
     come, so an interrupted run goes on, in the same chunks. The folder has a manifest, and what does not match it is embedded
-    again.
+    again. Device and versions, which change the last digits, are no part of the fingerprint; each file says what they were.
 
     Args:
         encoder: computes what is missing.
@@ -35,7 +36,7 @@ class CachedEncoder:
         self.encoder = encoder
         self.fingerprint, self.dim = encoder.fingerprint, encoder.dim
         kept = None if folder is None else folder / f"vectors-{self.fingerprint}"
-        self.store = Store(kept, "vectors", {"encoder": self.fingerprint, "width": self.dim})
+        self.store = Store(kept, "vectors", {"encoder": self.fingerprint, "width": self.dim}, _circumstances(encoder))
 
     def missing(self, items: Iterable[Item]) -> dict[str, Item]:
         """The distinct items that have no vector yet, by key.
@@ -76,3 +77,12 @@ class CachedEncoder:
             if isinstance(self.encoder, Embedder):
                 refuse(self.encoder.body, missing, decode=True)  # names those of all chunks
             raise
+
+
+def _circumstances(encoder: Encoder) -> str:
+    """Device and versions that vectors come from."""
+    if not isinstance(encoder, Embedder):
+        return ""
+    device = encoder.body.model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return ", ".join([name, *(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))])

@@ -23,6 +23,7 @@ from hardwon.evaluation import (
 )
 from hardwon.evaluation import benchmark_of as held_out_pairs
 from hardwon.evaluation.leaderboard import PARTS, submission
+from hardwon.evaluation.load import READERS
 from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
@@ -117,7 +118,7 @@ class Evaluation:
             write_json(out, report.to_json())
             if alone is not None:
                 write_json(out.with_suffix(".alone.json"), replace(alone, made=alone.made | more).to_json())
-            if report.benchmark in BOARDS:
+            if self.benchmark in READERS and report.benchmark in BOARDS:  # own data may have such a name, too
                 write_json(out.with_suffix(".leaderboard.json"), submission([report], {"model_name": self.name}))
             if found is not None:
                 write_json(out.with_suffix(".leaks.json"), found.to_json())
