@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import InfoNCE
-from hardwon.models import Embedder
+from hardwon.models import Embedder, cached
 from hardwon.training import Groups, Settings, groups, run, train
 from hardwon.training.batches import batches, plan_epoch
 from hardwon.training.groups import FILE, group
@@ -188,3 +188,25 @@ def test_a_run_that_goes_on_believes_its_groups_whatever_its_model_is_like(tiny_
     (tmp_path / FILE).unlink()
     with pytest.raises(ArtifactError, match=r"groups that its run began with are missing .* or delete .*checkpoint"):
         groups.agreed(some, fresh, how, seed=0, out=tmp_path)
+
+
+def test_a_grouping_that_was_stopped_embeds_nothing_again(tiny_text, some, tmp_path, monkeypatch):
+    how, model = Groups(size=4), Embedder.load(tiny_text, device="cpu")
+    monkeypatch.setattr(cached, "CHUNK", 16)
+    truth = groups.agreed(some, model, how, seed=0, out=None)
+    made, encode = [], Embedder.encode
+
+    def stopping(self, items, **told):
+        if len(made) == 80:
+            raise KeyboardInterrupt
+        made.extend(items)
+        return encode(self, items, **told)
+
+    monkeypatch.setattr(Embedder, "encode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        groups.agreed(some, model, how, seed=0, out=tmp_path / "run")
+    again = Embedder.load(tiny_text, device="cpu")
+    monkeypatch.setattr(Embedder, "encode", lambda self, items, **told: made.extend(items) or encode(self, items, **told))
+    assert groups.agreed(some, again, how, seed=0, out=tmp_path / "run") == truth
+    assert len(made) == len(set(made)) == 128
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [FILE]  # the vectors are gone

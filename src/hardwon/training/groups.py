@@ -5,6 +5,7 @@ them. Here groups grow one by one from the nearest neighbours of the model that 
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from hardwon.artifacts import fingerprint, write_json
 from hardwon.distributed import World
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Example
-from hardwon.models import Embedder, Encoder
+from hardwon.models import CachedEncoder, Embedder, Encoder
 from hardwon.randomness import generator
 from hardwon.search import retrieve
 from hardwon.training import checkpoint
 
 FILE = "groups.json"
+VECTORS = "grouping"  # folder of what is embedded, until the groups are made
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ def _grown(near: Sequence[dict[int, float]], order: Sequence[int], size: int) ->
 def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed: int, out: Path | None) -> list[int]:
     """`group` by the first process for all, kept in `out`: a run that goes on finds what it began with.
 
-    A run that goes on from a checkpoint believes what was kept for its examples, whatever the model is like by then: it may have
-    been aligned before it was grouped, which is not done again.
+    A run that goes on from a checkpoint believes what was kept for its examples, whatever the model is like by then: it may
+    have been aligned before it was grouped, which is not done again.
 
     Args:
         examples: see `group`.
@@ -139,21 +141,23 @@ def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed
 
 
 def _kept(examples: Sequence[Example], encoder: Encoder, how: Groups, seed: int, out: Path | None) -> list[int]:
+    if out is None:
+        return group(examples, encoder, how, seed=seed, progress="embedding for groups")
     keys = [[e.query.key, [g.key for g in e.gold], e.source, sorted(e.related)] for e in examples]
     made_from = fingerprint([list(astuple(how)), seed, keys])
-    place = None if out is None else out / FILE
-    kept = json.loads(place.read_text(encoding="utf-8")) if place is not None and place.is_file() else {}
-    under_way = out is not None and checkpoint.begun(out / "checkpoint")
+    kept = json.loads((out / FILE).read_text(encoding="utf-8")) if (out / FILE).is_file() else {}
+    under_way = checkpoint.begun(out / "checkpoint")
     if kept.get("made from") == made_from and (under_way or kept.get("encoder") == encoder.fingerprint):
         return kept["groups"]
     if under_way:
         why = "are of other examples, settings or seed" if kept else "are missing"
         raise ArtifactError(
-            f"{out} has a checkpoint, but the groups that its run began with {why} ({place}): go on with what it began with, "
-            f"or delete {out / 'checkpoint'} to begin anew"
+            f"{out} has a checkpoint, but the groups that its run began with {why} ({out / FILE}): go on with what it began "
+            f"with, or delete {out / 'checkpoint'} to begin anew"
         )
+    # Of a large training set this takes hours: a run that was stopped meanwhile goes on. Afterwards nobody needs the vectors.
+    encoder = CachedEncoder(encoder, out / VECTORS)
     numbers = group(examples, encoder, how, seed=seed, progress="embedding for groups")
-    if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"made from": made_from, "encoder": encoder.fingerprint, "groups": numbers})
+    shutil.rmtree(out / VECTORS, ignore_errors=True)
+    write_json(out / FILE, {"made from": made_from, "encoder": encoder.fingerprint, "groups": numbers})
     return numbers
