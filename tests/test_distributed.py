@@ -1,5 +1,6 @@
 """Several processes learn what one learns: real ones, connected by gloo."""
 
+import datetime
 import json
 import os
 
@@ -92,6 +93,16 @@ class TestGradients:
     @pytest.mark.parametrize(("name", "plain"), [("rules", "hardness"), ("widths", "hardness"), ("lists, rules", "lists, sum")])
     def test_the_choices_around_a_loss_matter_here(self, alone, name, plain):
         assert relative(alone[name]["gradient"], alone[plain]["gradient"]) > 1e-2
+
+
+def test_the_others_wait_for_the_long_work_of_the_first(monkeypatch):
+    """torch's own patience is 10 minutes with NCCL: to embed or look at a large training set takes hours."""
+    told = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **settings: told.update(settings))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    World.current()
+    assert told["timeout"] >= datetime.timedelta(hours=12)
 
 
 class TestRefusals:

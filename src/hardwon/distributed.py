@@ -3,6 +3,7 @@
 Nothing here multiplies or divides by the number of processes: what is summed is a sum.
 """
 
+import datetime
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from torch import Tensor
 from hardwon.errors import HardwonError
 
 BUCKET = 1 << 24  # numbers that travel together
+# The others wait while the first process works alone: embeds a training set to group it, looks at all its pictures. torch's own
+# 10 minutes (NCCL) would end a run that is well. A process that dies is noticed sooner: its launcher ends the others.
+PATIENCE = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class World:
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property

@@ -8,6 +8,7 @@ HardwonError
 ├── RecipeError          an unknown field, stage, model or value; names the nearest match
 ├── ArtifactError        a folder that is unfinished, damaged or made by something else
 ├── ModelError           a model that cannot do what is asked of it
+├── TooLarge             a single item or pair that does not fit into memory (also a ModelError)
 ├── Diverged             a loss or gradient that is not finite; names the step and the queries
 ├── JudgeError           a judge that cannot be believed or cannot be reached
 └── MissingExtra         an optional package; names what to install
@@ -44,6 +45,10 @@ class ArtifactError(HardwonError):
 
 class ModelError(HardwonError):
     """A model that cannot do what is asked of it."""
+
+
+class TooLarge(ModelError):
+    """A single item or pair that does not fit into memory by itself: on another machine it may."""
 
 
 class JudgeError(HardwonError):

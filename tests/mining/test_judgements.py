@@ -1,11 +1,13 @@
 """The store of judgements: what it keeps, what it gives back, and what damage does to it."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hardwon import artifacts
 from hardwon.mining import JudgementStore, judgements
 from hardwon.models import Judgements
 
@@ -97,6 +99,33 @@ def test_a_damaged_shard_costs_its_own_pairs_only_and_is_named(tmp_path, capsys)
     back = JudgementStore(tmp_path, "a")
     assert len(back) == 1
     assert broken.name in "".join(capsys.readouterr().err.split())
+    assert not broken.exists()
+    assert broken.with_name(f"{broken.name}.damaged").exists()  # where nobody reads it, and nobody deletes it
+
+
+@pytest.mark.parametrize("reader", ["whole", "read_bytes"])
+def test_a_shard_that_could_not_be_read_for_a_moment_is_not_lost(tmp_path, monkeypatch, capsys, reader):
+    store = JudgementStore(tmp_path, "a")
+    for n in range(12):
+        store.add([key(n)], said([n]))
+    unlucky = sorted(store.folder.glob("*.parquet"))[3]
+    monkeypatch.setattr(judgements, "PACK", 10)
+    kind = artifacts.Growing if reader == "whole" else Path
+    real = getattr(kind, reader)
+
+    def flaky(self, *args):
+        if unlucky.name in (self.name if isinstance(self, Path) else args):
+            raise OSError(5, "Input/output error")
+        return real(self, *args)
+
+    monkeypatch.setattr(kind, reader, flaky)
+    back = JudgementStore(tmp_path, "a")  # packs the others
+    assert len(back) == 11
+    assert "cannot be read now" in " ".join(capsys.readouterr().err.split())
+    back.finish()
+    monkeypatch.undo()
+    whole = JudgementStore(tmp_path, "a")
+    assert [whole.answer(key(n)).yes for n in range(12)] == list(range(12))
 
 
 def test_in_memory_nothing_is_written(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from hardwon.errors import BadItem, BadItems, RecipeError
+from hardwon.errors import BadItem, BadItems, ModelError, RecipeError, TooLarge
 from hardwon.items import Candidate, Item, read_examples, write_examples
 from hardwon.mining import Hardest, Mining, mine, read_ledger, reselect
 from hardwon.models import Embedder, Judgements, Reranker, cached
@@ -138,6 +138,43 @@ def test_what_the_judge_cannot_read_has_no_answer_and_the_reason(text_model):
     others = [e for e in mined.ledger if e.candidate != key]
     assert all(e.grade is not None for e in others)
     assert all(c.item.key != key for e in mined.examples for c in e.candidates if c.origin == "mined")
+
+
+class Odds:
+    """A scorer that fails on whole batches, because of some pairs."""
+
+    fingerprint = "odds"
+
+    def __init__(self, refused, error=ModelError):
+        self.refused, self.error, self.asked = refused, error, []
+
+    def score_pairs(self, pairs, *, progress=""):
+        bad = [pair for pair in pairs if (pair[0].key, pair[1].key) in self.refused]
+        if bad:
+            raise self.error(f"no room for the text of {bad[0][1].text}")
+        self.asked += [(query.key, item.key) for query, item in pairs]
+        return Odd().judge(pairs).odds
+
+
+def test_pairs_that_a_reranker_cannot_read_together_cost_themselves_alone(text_model, tmp_path):
+    texts = tiny.texts()
+    wide = replace(SKIP, depth=20, max_unusable=0.2)
+    whole = mine(texts, text_model, Odds(()), settings=wide)
+    refused = {(texts[e.row].query.key, e.candidate) for e in whole.ledger[3:40:12]}
+    with pytest.raises(ModelError, match="no room"):
+        mine(texts, text_model, Odds(refused), settings=replace(wide, on_error="raise"))
+    with pytest.raises(TooLarge):  # memory may be larger next time
+        mine(texts, text_model, Odds(refused, TooLarge), settings=wide)
+    judge, again = Odds(refused), Odds(refused)
+    mined = mine(texts, text_model, judge, settings=wide, store=tmp_path)
+    without = {(texts[e.row].query.key, e.candidate): e.problem for e in mined.ledger if e.problem}
+    assert without.keys() == refused
+    assert all(why.startswith("no room for the text of") for why in without.values())
+    known = {(e.row, e.candidate): e.grade for e in whole.ledger}
+    assert all(e.grade == known[e.row, e.candidate] for e in mined.ledger if not e.problem)
+    assert len(judge.asked) == len(set(judge.asked))  # nobody is asked twice
+    assert mine(texts, text_model, again, settings=wide, store=tmp_path) == mined
+    assert not again.asked  # the good ones of a batch were kept
 
 
 def test_a_stage_goes_on_with_reranker_and_blend(tiny_vlm, pictures, spoilt, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from hardwon import artifacts
 from hardwon.items import Candidate, Example, Item
-from hardwon.mining import Hardest, Mining, mine, retrieval
+from hardwon.mining import Hardest, Mining, mine, retrieval, retrieved
 
 SETTINGS = Mining(depth=6, keep=2, min_auc=0.0)
 
@@ -190,6 +190,52 @@ class TestSearchedAgain:
         assert searched == [4]
         assert "is damaged: its queries are searched again" in said(capsys)
         assert artifacts.load(folder).files == manifest.files
+
+
+class Planned:
+    """A search of one hit a block, that knows which blocks it searched; something else happens while it prepares."""
+
+    def __init__(self, meanwhile=lambda: None):
+        self.meanwhile, self.prepared, self.searched = meanwhile, 0, []
+
+    def prepare(self):
+        self.prepared += 1
+        self.meanwhile()
+
+    def __call__(self, number):
+        assert self.prepared == 1
+        self.searched.append(number)
+        return retrieved.Hits([f"{number:032x}"], [0.5], [["a"]], [[0.25]])
+
+
+class TestTwoRunsOfTheSame:
+    def test_one_that_finished_meanwhile_is_read_and_left_alone(self, tmp_path):
+        def through(search):
+            return list(retrieved.through(tmp_path, {"of": 1}, [1, 1, 1], search))
+
+        first = Planned()
+        second = Planned(lambda: through(first))
+        assert through(second) == through(Planned()) == through(first)
+        assert first.searched == [0, 1, 2]
+        assert second.searched == []
+        (folder,) = tmp_path.iterdir()  # nothing was moved aside
+        assert len(artifacts.load(folder).files) == 3
+
+    @pytest.mark.parametrize("late", [False, True], ids=["from the beginning", "after preparing"])
+    def test_a_block_that_vanishes_while_it_is_read_is_searched_again(self, tmp_path, late):
+        def through(search):
+            return retrieved.through(tmp_path, {"of": 1}, [1, 1, 1], search)
+
+        whole = list(through(Planned()))
+        (there,) = tmp_path.iterdir()
+        if late:
+            there.rename(tmp_path / "away")
+        search = Planned(lambda: (tmp_path / "away").rename(there) if late else None)
+        reading = through(search)
+        made = [next(reading)]
+        there.rename(tmp_path / "aside")
+        assert [*made, *reading] == whole
+        assert search.searched == [1, 2]
 
 
 def test_vectors_that_have_changed_on_disk_are_embedded_again(data, encoder, searched, tmp_path, capsys):

@@ -103,3 +103,12 @@ def test_embedders_do_not_measure(machine, tiny_text):
     measured = machine(16.0)
     assert Embedder.load(tiny_text, device="cpu").body.precision == "fp32"
     assert measured == []
+
+
+def test_what_is_computed_in_another_format_is_not_taken_for_the_same(machine, text_model, tmp_path):
+    machine(16.0)
+    Reranker.start_from(text_model).save(tmp_path / "model")
+    plain, again, lower, auto = (
+        Reranker.load(tmp_path / "model", device="cpu", precision=how).fingerprint for how in ("fp32", "fp32", "bf16", "auto")
+    )
+    assert plain == again != lower == auto

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardwon.errors import RecipeError
+from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import InfoNCE
-from hardwon.models import Embedder
+from hardwon.models import Embedder, cached
 from hardwon.training import Groups, Settings, groups, run, train
 from hardwon.training.batches import batches, plan_epoch
 from hardwon.training.groups import FILE, group
@@ -160,3 +161,52 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_stopped(tiny_text, some, tm
         assert torch.equal(one, other), name
     plain = train(Embedder.load(tiny_text, device="cpu"), some, InfoNCE(0.1), steps=6, settings=Settings(batch_size=8))
     assert not all(map(torch.equal, plain.module.parameters(), whole.module.parameters()))
+
+
+def test_a_run_that_goes_on_believes_its_groups_whatever_its_model_is_like(tiny_text, text_model, some, tmp_path, monkeypatch):
+    """A first run has aligned the model before it grouped with it; one that goes on loads it as it was."""
+    how, fresh = Groups(size=4), Embedder.load(tiny_text, device="cpu")
+    kept = groups.agreed(some, fresh, how, seed=0, out=tmp_path)
+    with torch.no_grad():
+        next(fresh.module.parameters()).add_(0.01)
+    monkeypatch.setattr(groups, "group", lambda *_, **__: pytest.fail("grouped again"))
+    torn = tmp_path / "checkpoint/step-0000002"
+    torn.mkdir(parents=True)  # killed while its first one was written: there is nothing to go on from
+    with pytest.raises(pytest.fail.Exception):
+        groups.agreed(some, fresh, how, seed=0, out=tmp_path)
+    (torn / "manifest.json").write_text("{}")
+    assert groups.agreed(some, fresh, how, seed=0, out=tmp_path) == kept
+    second = replace(some[0], candidates=(*some[0].candidates, Candidate(Item("another"), origin="gold")))
+    for examples, settings, seed in (
+        (some[1:], how, 0),
+        ([second, *some[1:]], how, 0),
+        (some, Groups(size=5), 0),
+        (some, how, 1),
+    ):
+        with pytest.raises(ArtifactError, match="are of other examples, settings or seed"):
+            groups.agreed(examples, fresh, settings, seed=seed, out=tmp_path)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(ArtifactError, match=r"groups that its run began with are missing .* or delete .*checkpoint"):
+        groups.agreed(some, fresh, how, seed=0, out=tmp_path)
+
+
+def test_a_grouping_that_was_stopped_embeds_nothing_again(tiny_text, some, tmp_path, monkeypatch):
+    how, model = Groups(size=4), Embedder.load(tiny_text, device="cpu")
+    monkeypatch.setattr(cached, "CHUNK", 16)
+    truth = groups.agreed(some, model, how, seed=0, out=None)
+    made, encode = [], Embedder.encode
+
+    def stopping(self, items, **told):
+        if len(made) == 80:
+            raise KeyboardInterrupt
+        made.extend(items)
+        return encode(self, items, **told)
+
+    monkeypatch.setattr(Embedder, "encode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        groups.agreed(some, model, how, seed=0, out=tmp_path / "run")
+    again = Embedder.load(tiny_text, device="cpu")
+    monkeypatch.setattr(Embedder, "encode", lambda self, items, **told: made.extend(items) or encode(self, items, **told))
+    assert groups.agreed(some, again, how, seed=0, out=tmp_path / "run") == truth
+    assert len(made) == len(set(made)) == 128
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [FILE]  # the vectors are gone

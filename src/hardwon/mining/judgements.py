@@ -6,6 +6,7 @@ side. Many small shards are packed into one before and after a run. A manifest s
 of the shards: one that has changed is not believed.
 """
 
+import contextlib
 import io
 import math
 from array import array
@@ -65,9 +66,11 @@ class JudgementStore:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._growing = Growing(self.folder, "judgements", {"judge": judge})
-            while new := sorted(set(self.folder.glob("*.parquet")) - self._seen):  # again: another run may have packed them
+            tried: set[Path] = set()
+            while new := sorted(set(self.folder.glob("*.parquet")) - tried):  # again: another run may have packed them
                 for shard in new:
                     self._read(shard)
+                tried.update(new)
             if len(self._seen) >= PACK:
                 self.finish()
 
@@ -133,18 +136,27 @@ class JudgementStore:
 
     def _read(self, shard: Path) -> None:
         assert self._growing is not None
-        self._seen.add(shard)
         try:
             if not self._growing.whole(shard.name):
                 told = f"{shard} has changed since it was written: its pairs are judged again"
                 console().print(told, style="yellow", markup=False, soft_wrap=True)
                 return
-            columns = pq.read_table(shard, schema=SCHEMA).to_pydict()
+            data = shard.read_bytes()
         except FileNotFoundError:  # packed by another run meanwhile
             return
-        except (pa.ArrowException, OSError) as error:
-            console().print(f"[yellow]{shard} cannot be read ({type(error).__name__}): its pairs are judged again[/]")
+        except OSError as error:  # the disk's fault, not the shard's: it stays for the next run, and is never packed away
+            told = f"{shard} cannot be read now ({error}): its pairs are judged again"
+            console().print(told, style="yellow", markup=False, soft_wrap=True)
             return
+        try:
+            columns = pq.read_table(pa.BufferReader(data), schema=SCHEMA).to_pydict()
+        except (pa.ArrowException, OSError) as error:  # of bytes in memory: Arrow calls some kinds of damage an OSError
+            told = f"{shard} is damaged ({type(error).__name__}): its pairs are judged again"
+            console().print(told, style="yellow", markup=False, soft_wrap=True)
+            with contextlib.suppress(FileNotFoundError):  # another run has just done the same
+                shard.replace(shard.with_name(f"{shard.name}.damaged"))
+            return
+        self._seen.add(shard)
         self._remember(zip(*(columns[name] for name in SCHEMA.names), strict=True))
 
 

@@ -70,9 +70,13 @@ def through(store: Path | None, inputs: Mapping[str, Any], sizes: Sequence[int],
     folder = None if store is None else store / f"retrieved-{artifacts.fingerprint(inputs)}"
     if folder is not None and (names := _finished(folder, inputs, len(sizes))):
         console().print(f"retrieved before: {sum(sizes):,} queries, in {folder}", soft_wrap=True, markup=False)
-        yield from (_read((folder / name).read_bytes()) for name in names)
+        yield from _kept(folder, names, search)
         return
     search.prepare()  # has bars of its own
+    # That took its time: another run of the same may have come to its end meanwhile, whose work must not be moved aside.
+    if folder is not None and (names := _finished(folder, inputs, len(sizes), tell=False)):
+        yield from _kept(folder, names, search, prepared=True)
+        return
     with bar("retrieving", sum(sizes), "queries") as advance:
         if folder is None:
             for n, size in enumerate(sizes):
@@ -92,19 +96,40 @@ def through(store: Path | None, inputs: Mapping[str, Any], sizes: Sequence[int],
             draft.stats |= {"queries": sum(sizes), "hits": found, "blocks": len(sizes)}
 
 
-def _finished(folder: Path, inputs: Mapping[str, Any], blocks: int) -> list[str]:
+def _kept(folder: Path, names: Sequence[str], search: Search, *, prepared: bool = False) -> Iterator[Hits]:
+    """The hits of a finished artifact; a block that vanishes while this goes on is searched again.
+
+    It does where another run finds the artifact damaged and moves it aside: that one writes it anew, so nothing is kept here.
+    """
+    for n, name in enumerate(names):
+        try:
+            data = (folder / name).read_bytes()
+        except FileNotFoundError:
+            if not prepared:
+                search.prepare()
+                prepared = True
+            yield search(n)
+        else:
+            yield _read(data)
+
+
+def _finished(folder: Path, inputs: Mapping[str, Any], blocks: int, *, tell: bool = True) -> list[str]:
     """Names of the blocks of an artifact that is there and whole; nothing if it is not, and a warning if it is damaged."""
     if not (folder / artifacts.MANIFEST).exists():
         return []
     try:
         manifest = artifacts.load(folder, KIND)
-    except ArtifactError as error:
-        console().print(f"retrieved again, since it was damaged: {error}", style="yellow", soft_wrap=True, markup=False)
+    except (ArtifactError, FileNotFoundError) as error:  # the latter: moved aside by another run just now
+        why = f"retrieved again, since it was damaged: {error}"
+        if tell:
+            console().print(why, style="yellow", soft_wrap=True, markup=False)
         return []
     names = sorted(manifest.files)
     if [name[:6] for name in names] == [f"{n:06d}" for n in range(blocks)] and manifest.inputs == artifacts.plain(inputs):
         return names
-    console().print(f"retrieved again, since {folder} is not what its name says", style="yellow", soft_wrap=True, markup=False)
+    if tell:
+        why = f"retrieved again, since {folder} is not what its name says"
+        console().print(why, style="yellow", soft_wrap=True, markup=False)
     return []
 
 

@@ -99,13 +99,15 @@ class Body:
         return len(item.video) if self.video_tokens.stacked else 0
 
     def identity(self) -> list[str]:
-        """Weights and everything around them; the weights are hashed again only after they changed."""
+        """Weights, everything around them and the number format; the weights are hashed again only after they changed."""
         state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
         if self._digest is None or self._digest[0] != state:
             self._digest = (state, weights_digest(self.model))
         around = [repr(self.model), str(self.model.max_seq_length), str(getattr(self.processor, "chat_template", ""))]
         around.append(repr((self.model.default_prompt_name, sorted(self.model.prompts.items()))))
         around.append(_spelling(self.tokenizer))
+        if self.precision != "fp32":  # not said of float32, so that what was kept before is still found
+            around.append(self.precision)
         pictures = getattr(self.processor, "image_processor", None)
         # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         kind = type(pictures).__name__

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hardwon.errors import ModelError
+from hardwon.errors import ModelError, TooLarge
 
 T = TypeVar("T")
 ENOUGH = 256  # tokens from which on a forward pass costs more than the calls that it consists of
@@ -104,7 +104,7 @@ class Room:
             give_up: sets other memory free, before the chunk is made smaller; False if there is none.
 
         Raises:
-            ModelError: an item that does not fit by itself.
+            TooLarge: an item that does not fit by itself.
         """
         todo = self.chunks(rows, costs)
         while todo:
@@ -119,10 +119,10 @@ class Room:
         """From now on chunks are half as large as this one, which did not fit.
 
         Raises:
-            ModelError: it was a single item.
+            TooLarge: it was a single item.
         """
         if len(rows) == 1:
-            raise ModelError(
+            raise TooLarge(
                 f"{name(rows[0])} comes to about {costs[rows[0]]} tokens and does not fit into memory by itself: make its "
                 "pictures smaller (max_pixels), compute in lower precision (bf16) or, in training, set "
                 "Memory(gradient_checkpointing=True)"

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hardwon.errors import BadItems
+from hardwon.errors import BadItems, ModelError, TooLarge
 from hardwon.items import Item
 
 Pair = tuple[Item, Item]  # query, candidate
@@ -123,14 +123,20 @@ def judgements(judge: YesNo | Scorer, pairs: Sequence[Pair], *, progress: str = 
 
 
 def judgements_of_readable(judge: YesNo | Scorer, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
-    """`judgements`, where pairs with something that the judge cannot read have no usable answer, and the reason why."""
+    """`judgements`, where pairs with something that the judge cannot read have no usable answer, and the reason why.
+
+    So have pairs that it cannot read together, although it can read either.
+
+    Raises:
+        TooLarge: a pair that does not fit into memory: that is nothing about the pair.
+    """
     bad: dict[Item, str] = {}
     yes, no = (np.full(len(pairs), np.nan, dtype=np.float32) for _ in range(2))
     while True:
         good = [n for n, pair in enumerate(pairs) if not bad.keys() & set(pair)]
         try:
             none = Judgements(yes[:0], no[:0])
-            said = judgements(judge, [pairs[n] for n in good], progress=progress) if good else none
+            said = _halved(judge, [pairs[n] for n in good], progress) if good else none
         except BadItems as error:
             found = {entry.item: entry.reason for entry in error.items}
             if not found.keys() & {item for n in good for item in pairs[n]}:
@@ -140,3 +146,19 @@ def judgements_of_readable(judge: YesNo | Scorer, pairs: Sequence[Pair], *, prog
         yes[good], no[good] = said.yes, said.no
         refused = {n: why for n, pair in enumerate(pairs) for item in pair if (why := bad.get(item))}
         return Judgements(yes, no, {good[n]: why for n, why in said.problems.items()} | refused)
+
+
+def _halved(judge: YesNo | Scorer, pairs: Sequence[Pair], progress: str = "") -> Judgements:
+    """`judgements`, asked for in halves where it fails, down to the pairs that fail by themselves."""
+    try:
+        return judgements(judge, pairs, progress=progress)
+    except (BadItems, TooLarge):
+        raise
+    except ModelError as error:
+        if len(pairs) == 1:
+            nothing = np.full(1, np.nan, dtype=np.float32)
+            return Judgements(nothing, nothing, {0: str(error)})
+    half = len(pairs) // 2
+    one, other = _halved(judge, pairs[:half]), _halved(judge, pairs[half:])
+    problems = dict(one.problems) | {half + n: why for n, why in other.problems.items()}
+    return Judgements(np.concatenate([one.yes, other.yes]), np.concatenate([one.no, other.no]), problems)

@@ -39,7 +39,7 @@ from hardwon.search import Blend
 from hardwon.search.blend import EXAMPLES
 from hardwon.stages.base import Workspace
 from hardwon.stages.judges import JudgeSpec, load_judge, read_by
-from hardwon.training import Settings, align, train
+from hardwon.training import Settings, align, checkpoint, train
 from hardwon.training.usable import ready
 
 Task = Literal["embedder", "reranker", "pairwise", "listwise"]
@@ -184,7 +184,7 @@ class Train:
         show_pairs(examples)
         model = self._start(workspace)
         checkpoints = draft.path / "checkpoint"
-        if self.align and isinstance(model, Embedder) and not checkpoints.exists():
+        if self.align and isinstance(model, Embedder) and not checkpoint.begun(checkpoints):
             examples = ready(model, examples, self.settings, World.current()).examples
             align(model, tuple(examples), steps=self.align, sources=self.align_sources, seed=self.settings.seed)
         trained = train(

@@ -38,6 +38,11 @@ def save(folder: Path, step: int, parameters: Parameters, optimizer: torch.optim
         shutil.rmtree(old)
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is a checkpoint, be it damaged: one that was being written when its run was killed is none."""
+    return any(folder.glob(f"step-*/{artifacts.MANIFEST}"))
+
+
 def restore(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> tuple[int, list[str]]:
     """Load the newest whole checkpoint.
 

@@ -5,6 +5,7 @@ them. Here groups grow one by one from the nearest neighbours of the model that 
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ import torch
 
 from hardwon.artifacts import fingerprint, write_json
 from hardwon.distributed import World
-from hardwon.errors import RecipeError
+from hardwon.errors import ArtifactError, RecipeError
 from hardwon.items import Example
-from hardwon.models import Embedder, Encoder
+from hardwon.models import CachedEncoder, Embedder, Encoder
 from hardwon.randomness import generator
 from hardwon.search import retrieve
+from hardwon.training import checkpoint
 
 FILE = "groups.json"
+VECTORS = "grouping"  # folder of what is embedded, until the groups are made
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,18 @@ def _grown(near: Sequence[dict[int, float]], order: Sequence[int], size: int) ->
 def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed: int, out: Path | None) -> list[int]:
     """`group` by the first process for all, kept in `out`: a run that goes on finds what it began with.
 
+    A run that goes on from a checkpoint believes what was kept for its examples, whatever the model is like by then: it may
+    have been aligned before it was grouped, which is not done again.
+
     Args:
         examples: see `group`.
         embedder: the model before its first step.
         how: see `group`.
         seed: see `group`.
         out: folder of the run; nothing is kept if None.
+
+    Raises:
+        ArtifactError: there is a checkpoint in `out`, but no groups of these examples that it began with.
     """
     world = World.current()
     numbers = torch.zeros(len(examples), dtype=torch.long, device=embedder.body.model.device)
@@ -132,15 +141,23 @@ def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed
 
 
 def _kept(examples: Sequence[Example], encoder: Encoder, how: Groups, seed: int, out: Path | None) -> list[int]:
-    keys = [[e.query.key, e.gold[0].key, e.source, sorted(e.related)] for e in examples]
-    made_from = fingerprint([encoder.fingerprint, list(astuple(how)), seed, keys])
-    place = None if out is None else out / FILE
-    if place is not None and place.is_file():
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        if kept["made from"] == made_from:
-            return kept["groups"]
+    if out is None:
+        return group(examples, encoder, how, seed=seed, progress="embedding for groups")
+    keys = [[e.query.key, [g.key for g in e.gold], e.source, sorted(e.related)] for e in examples]
+    made_from = fingerprint([list(astuple(how)), seed, keys])
+    kept = json.loads((out / FILE).read_text(encoding="utf-8")) if (out / FILE).is_file() else {}
+    under_way = checkpoint.begun(out / "checkpoint")
+    if kept.get("made from") == made_from and (under_way or kept.get("encoder") == encoder.fingerprint):
+        return kept["groups"]
+    if under_way:
+        why = "are of other examples, settings or seed" if kept else "are missing"
+        raise ArtifactError(
+            f"{out} has a checkpoint, but the groups that its run began with {why} ({out / FILE}): go on with what it began "
+            f"with, or delete {out / 'checkpoint'} to begin anew"
+        )
+    # Of a large training set this takes hours: a run that was stopped meanwhile goes on. Afterwards nobody needs the vectors.
+    encoder = CachedEncoder(encoder, out / VECTORS)
     numbers = group(examples, encoder, how, seed=seed, progress="embedding for groups")
-    if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"made from": made_from, "groups": numbers})
+    shutil.rmtree(out / VECTORS, ignore_errors=True)
+    write_json(out / FILE, {"made from": made_from, "encoder": encoder.fingerprint, "groups": numbers})
     return numbers
