@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from hardwon.errors import ModelError
 from hardwon.evaluation import Benchmark, evaluate, evaluate_reranking
+from hardwon.items import Item
 from hardwon.metrics import Interval
 from hardwon.search import Fused, Gate, Kind
 
@@ -38,6 +40,29 @@ def test_both_reports_from_one_encoding(fake, benchmark):
         assert gains[name] == pytest.approx(hits[0] - hits[1])
         assert gains[name] > 0.1
     assert found.below == ()
+
+
+class Fails(Judge):
+    def __init__(self, *words):
+        super().__init__(True)
+        self.words = words
+
+    def score_pairs(self, pairs, *, progress=""):
+        if any(query.text.startswith(self.words) for query, _ in pairs):
+            raise ModelError("it fell asleep")
+        return super().score_pairs(pairs, progress=progress)
+
+
+def test_what_is_done_outlives_a_task_that_cannot_be_reranked(fake, benchmark, make_task, tmp_path):
+    gone = make_task("gone", 1, 2, corpus=(Item(text="there"), Item(images=(tmp_path / "gone.png",))))
+    more = Benchmark("b", (*benchmark.tasks, gone))
+    for asked, tasks in ((benchmark, None), (benchmark, ["one", "two"]), (more, None)):
+        found = evaluate_reranking(fake(), asked, Fails("far "), tasks=tasks, progress=False, on_error="skip")
+        assert [task.name for task in found.comparison.tasks] == ["one"]
+        assert [result.name for result in found.alone.results] == ["one", "two"]
+        assert "it fell asleep" in found.reranked.failed["two"]
+        assert "two" not in found.alone.failed
+        assert ("gone.png" in found.reranked.failed.get("gone", "")) is (asked is more)
 
 
 def test_tasks_that_got_worse_are_named(fake, benchmark, make_task):

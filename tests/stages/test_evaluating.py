@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from hardwon import cli
+from hardwon.errors import ModelError
 from hardwon.evaluation import Benchmark, Report, Task, write_benchmark
 from hardwon.items import Candidate, Example, Item, write_examples
+from hardwon.stages import evaluating
 
 
 @pytest.fixture
@@ -99,6 +101,22 @@ def test_a_budget_asks_a_sample_and_says_what_it_costs(call, asked, tiny_vlm, tm
     code, out, err = call("compare", tmp_path / "whole.json", tmp_path / "a.json")
     assert (code, out) == (1, "")
     assert "only answers to the same questions compare" in err
+
+
+def test_the_report_of_the_embedder_outlives_the_reranker(call, asked, tiny_vlm, tmp_path, monkeypatch):
+    class Fails:
+        fingerprint = "fails"
+
+        def score_pairs(self, pairs, *, progress=""):
+            raise ModelError("it fell asleep")
+
+    monkeypatch.setattr(evaluating, "load_reranker", lambda *_, **__: Fails())
+    given = ("--out", tmp_path / "out" / "a.json", "--device", "cpu", "--on-error", "skip", "--rerank", "any", "--label", "m")
+    code, _, err = call("evaluate", tiny_vlm, asked, *given)
+    assert code == 1
+    assert "it fell asleep" in err
+    alone = report(tmp_path / "out" / "a.alone.json")
+    assert (alone.label, alone.missing, alone.made["source"]["benchmark"]) == ("m without reranker", (), str(asked))
 
 
 def test_leaks_are_listed_beside_the_report(call, asked, tiny_vlm, pictures, tmp_path):

@@ -15,7 +15,7 @@ from hardwon.evaluation import (
     Report,
     cost_of_sample,
     evaluate,
-    evaluate_reranking,
+    evaluate_again,
     leakage,
     learn_fusion,
     load_benchmark,
@@ -96,27 +96,23 @@ class Evaluation:
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
         embedder = CachedEncoder(Embedder.load(model_folder(self.model), device=self.device, vision_cache=store), store)
-        names, told = self.tasks or None, self.name
-        if self.rerank:
-            labels = (f"{told} without reranker", told)
-            both = evaluate_reranking(
-                embedder, benchmark, self._reranker(embedder, store), tasks=names, labels=labels, on_error=self.on_error
-            )
-            console().print(both)
-            report, alone = both.reranked, both.alone
-        else:
-            report, alone = evaluate(embedder, benchmark, tasks=names, label=told, on_error=self.on_error), None
         more: dict[str, Any] = {SOURCE: source(self.benchmark, self.root, self.budget, self.seed)}
+        rerank = self._reranker(embedder, store) if self.rerank else None
+        label = f"{self.name} without reranker" if rerank else self.name
+        report = evaluate(embedder, benchmark, tasks=self.tasks or None, label=label, on_error=self.on_error)
+        if rerank:
+            # Written before the long work begins: whatever becomes of it, this is done.
+            _write(out.with_suffix(".alone.json"), replace(report, made=report.made | more).to_json())
+            both = evaluate_again(embedder, benchmark, rerank, report, label=self.name, on_error=self.on_error)
+            console().print(both)
+            report = both.reranked
         if self.budget:
             more["sample"] = cost_of_sample(report, whole)
         if found is not None:
             more["leaks"] = {"training data": self.leaks, **found.counts()}
         report = replace(report, made=report.made | more)
         if World.current().first:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out, report.to_json())
-            if alone is not None:
-                write_json(out.with_suffix(".alone.json"), replace(alone, made=alone.made | more).to_json())
+            _write(out, report.to_json())
             if report.benchmark in BOARDS:
                 write_json(out.with_suffix(".leaderboard.json"), submission([report], {"model_name": self.name}))
             if found is not None:
@@ -135,6 +131,12 @@ class Evaluation:
         learned = learn_fusion(embedder, reranker, asked, depth=self.depth)
         console().print(learned)
         return learned.fused
+
+
+def _write(file: Path, row: dict[str, Any]) -> None:
+    if World.current().first:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, row)
 
 
 def source(benchmark: str, root: Path | None = None, budget: int = 0, seed: int = 0) -> dict[str, Any]:
