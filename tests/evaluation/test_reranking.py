@@ -1,8 +1,11 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hardwon.errors import ModelError
-from hardwon.evaluation import Benchmark, evaluate, evaluate_reranking
+from hardwon.evaluation import Benchmark, Report, evaluate, evaluate_reranking
 from hardwon.items import Item
 from hardwon.metrics import Interval
 from hardwon.search import Fused, Gate, Kind
@@ -40,6 +43,23 @@ def test_both_reports_from_one_encoding(fake, benchmark):
         assert gains[name] == pytest.approx(hits[0] - hits[1])
         assert gains[name] > 0.1
     assert found.below == ()
+
+
+def test_the_report_says_how_the_reranker_was_used(fake, benchmark):
+    def fused(weight=0.1, low=0.5, clip=(-9.0, 9.0)):
+        return Fused(Judge(True), 5, gate=Gate((Kind("", 5, Interval(1.0, low, 1.0), weight, 0.05, 0.5),)), clip=clip)
+
+    reports = [
+        evaluate(fake(), benchmark, rerank=rerank, progress=False)
+        for rerank in (fused(), fused(weight=0.4), fused(low=0.6), fused(clip=(-1.0, 9.0)))
+    ]
+    told = reports[0].made["rerank"]
+    assert (told["clip"], told["gate"]["kinds"][0]["weight"]) == ([-9.0, 9.0], 0.1)
+    assert told["gate"]["kinds"][0]["gain"]["low"] == 0.5
+    assert Report.from_json(json.loads(json.dumps(reports[0].to_json()))) == reports[0]
+    assert len({report.fingerprint for report in reports}) == 4
+    more = {"pairs": 7, "queries_read": 3}  # as another run within the same milliseconds may read
+    assert replace(reports[0], made=reports[0].made | {"rerank": told | more}).fingerprint == reports[0].fingerprint
 
 
 class Fails(Judge):

@@ -4,12 +4,14 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from hardwon import cli
 from hardwon.errors import ModelError
 from hardwon.evaluation import Benchmark, Report, Task, write_benchmark
 from hardwon.items import Candidate, Example, Item, write_examples
+from hardwon.search import Fused
 from hardwon.stages import evaluating
 
 
@@ -101,6 +103,23 @@ def test_a_budget_asks_a_sample_and_says_what_it_costs(call, asked, tiny_vlm, tm
     code, out, err = call("compare", tmp_path / "whole.json", tmp_path / "a.json")
     assert (code, out) == (1, "")
     assert "only answers to the same questions compare" in err
+
+
+def test_what_was_learned_of_a_reranker_is_written(call, asked, tiny_vlm, tmp_path, monkeypatch):
+    class Likes:
+        fingerprint = "likes"
+
+        def score_pairs(self, pairs, *, progress=""):
+            return np.array([9.0 if query.text and item.images else -9.0 for query, item in pairs], dtype=np.float32)
+
+    monkeypatch.setattr(evaluating, "load_reranker", lambda *_, **__: Likes())
+    given = ("--device", "cpu", "--rerank", "any", "--held-out", asked)
+    assert call("evaluate", tiny_vlm, asked, "--out", tmp_path / "a.json", *given)[0] == 0
+    row = json.loads((tmp_path / "a.fusion.json").read_text())
+    told = report(tmp_path / "a.json").made["rerank"]
+    fused = Fused.from_json(row, Likes())
+    assert fused.gate is not None
+    assert [kind["weight"] for kind in told["gate"]["kinds"]] == [kind.weight for kind in fused.gate.kinds]
 
 
 def test_the_report_of_the_embedder_outlives_the_reranker(call, asked, tiny_vlm, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from hardwon.metrics import Interval
 
 _FORMAT, _FORMATS = 2, (1, 2)  # written, and read
 _TIES_WORTH_SAYING = 0.01
+READ = ("pairs", "queries_read", "queries")  # in `Report.made["rerank"]`: how much a reranker read
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,12 @@ class Report:
         """Identity of what made the numbers, 32 hexadecimal digits.
 
         It covers weights, prompts, pre-processing, number format and device of the models, the revision of the data, the
-        version of the code and of the packages under it; neither time nor label nor the machine's name plays a part.
+        version of the code and of the packages under it; neither time nor label nor the machine's name plays a part, nor does
+        how much a reranker read: within a budget of time that is never the same twice.
         """
         about = {name: self.made.get(name) for name in ("model", "rerank", "code", "versions")}
+        if about["rerank"]:
+            about["rerank"] = {name: part for name, part in about["rerank"].items() if name not in READ}
         return fingerprint([self.model, self.revision, [result.name for result in self.results], about])
 
     def about(self) -> str:

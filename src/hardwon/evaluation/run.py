@@ -14,7 +14,7 @@ from hardwon.errors import HardwonError, ModelError, OnError, RecipeError, unkno
 from hardwon.evaluation.asked import in_order, placed
 from hardwon.evaluation.described import described
 from hardwon.evaluation.ranking import Ready, ranked
-from hardwon.evaluation.report import Report
+from hardwon.evaluation.report import READ, Report
 from hardwon.evaluation.result import TaskResult, percent
 from hardwon.evaluation.task import Benchmark, Task, revision_of
 from hardwon.evaluation.vectors import Vectors
@@ -139,9 +139,8 @@ class _Clock:
 
 def _told(rerank: Rescorer, read: Sequence[Rescored]) -> dict[str, Any]:
     """What a report says of a reranker: what it is, and how much of it was needed."""
-    asked = sum(len(task.read) for task in read)
-    counts = {"pairs": sum(task.pairs for task in read), "queries_read": sum(task.queries for task in read), "queries": asked}
-    return described(rerank) | counts
+    counts = (sum(task.pairs for task in read), sum(task.queries for task in read), sum(len(task.read) for task in read))
+    return described(rerank) | dict(zip(READ, counts, strict=True))
 
 
 def _say(name: str, results: Mapping[str, TaskResult], failed: Mapping[str, str], count: str) -> None:

@@ -84,7 +84,7 @@ class Evaluation:
         return Path("runs/evaluations") / ("-".join(parts) + ".json")
 
     def run(self, out: Path | None, cache: Path | None) -> Report:
-        """Ask, and write the report.
+        """Ask, and write the report; with a reranker also that of the embedder alone, and what `Fused.from_json` reads.
 
         Args:
             out: the JSON file; `home` if None.
@@ -103,6 +103,7 @@ class Evaluation:
         if rerank:
             # Written before the long work begins: whatever becomes of it, this is done.
             _write(out.with_suffix(".alone.json"), replace(report, made=report.made | more).to_json())
+            _write(out.with_suffix(".fusion.json"), rerank.to_json())
             both = evaluate_again(embedder, benchmark, rerank, report, label=self.name, on_error=self.on_error)
             console().print(both)
             report = both.reranked
