@@ -85,7 +85,9 @@ def evaluate(
                 reason = placed(asked.task, error)
                 if on_error == "raise":
                     raise reason from error
-                failed[asked.task.name] = str(reason)
+                # Where it failed in another process, the report tells that one's reason; all processes are here (all_or_none).
+                known = world.told("" if type(error) is HardwonError else str(reason))
+                failed[asked.task.name] = next(filter(None, known), str(reason))
             if shown:
                 _say(asked.task.name, results, failed, f"{number} of {len(keyed)}")
     if not results:
