@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hardwon.evaluation import Benchmark, Report, Task, write_benchmark
 from hardwon.items import Candidate, Example, Item, write_examples
 from hardwon.search import Fused
 from hardwon.stages import evaluating
+from hardwon.stages.evaluating import Evaluation
 
 
 @pytest.fixture
@@ -103,6 +106,21 @@ def test_a_budget_asks_a_sample_and_says_what_it_costs(call, asked, tiny_vlm, tm
     code, out, err = call("compare", tmp_path / "whole.json", tmp_path / "a.json")
     assert (code, out) == (1, "")
     assert "only answers to the same questions compare" in err
+
+
+def test_another_run_writes_another_report():
+    usual = Evaluation("m", "mmeb")
+    assert str(usual.home) == "runs/evaluations/m-mmeb.json"
+    changes = [
+        {"model": "org/m"}, {"model": "other/m"}, {"benchmark": "data/mmeb.jsonl"}, {"root": Path("data")}, {"budget": 100},
+        {"budget": 100, "seed": 1}, {"tasks": ("A",)}, {"tasks": ("B",)}, {"rerank": "r"}, {"rerank": "r", "depth": 20},
+        {"rerank": "r", "weight": 0.1}, {"rerank": "r", "held_out": "pairs.jsonl"}, {"on_error": "skip"}, {"device": "cpu"},
+        {"model": "a/m", "label": "m"}, {"model": "b/m", "label": "m"},
+    ]  # fmt: skip
+    homes = {str(replace(usual, **change).home) for change in changes}
+    assert len(homes | {str(usual.home)}) == len(changes) + 1
+    assert all(re.fullmatch(r"runs/evaluations/m-(reranked-)?mmeb-\w{8}\.json", home) for home in homes)
+    assert replace(usual, budget=100).home == Evaluation("m", "mmeb", budget=100).home
 
 
 def test_what_was_learned_of_a_reranker_is_written(call, asked, tiny_vlm, tmp_path, monkeypatch):

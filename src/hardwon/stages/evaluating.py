@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hardwon.artifacts import MANIFEST, write_json
+from hardwon.artifacts import MANIFEST, fingerprint, write_json
 from hardwon.data import read
 from hardwon.distributed import World
 from hardwon.errors import ArtifactError, OnError, RecipeError
@@ -79,8 +79,11 @@ class Evaluation:
 
     @property
     def home(self) -> Path:
-        """The report if no other place is named."""
-        parts = (self.name, *(("reranked",) if self.rerank else ()), Path(self.benchmark).stem)
+        """The report if no other place is named. What is not as usual adds a hash: no other run's report is replaced."""
+        usual = {f.name: f.default for f in fields(self)} | {"model": self.name, "benchmark": Path(self.benchmark).stem}
+        odd = {name: getattr(self, name) for name in usual if name != "label" and getattr(self, name) != usual[name]}
+        short = (fingerprint(odd)[:8],) if odd else ()
+        parts = (self.name, *(("reranked",) if self.rerank else ()), Path(self.benchmark).stem, *short)
         return Path("runs/evaluations") / ("-".join(parts) + ".json")
 
     def run(self, out: Path | None, cache: Path | None) -> Report:
