@@ -6,16 +6,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mmeb
 import numpy as np
 import pytest
+from fakes import FakeEncoder
 
 from hardwon import cli
 from hardwon.errors import ModelError
-from hardwon.evaluation import Benchmark, Report, Task, write_benchmark
+from hardwon.evaluation import Benchmark, Report, Task, evaluate, load_benchmark, write_benchmark
 from hardwon.items import Candidate, Example, Item, write_examples
 from hardwon.search import Fused
 from hardwon.stages import evaluating
-from hardwon.stages.evaluating import Evaluation
+from hardwon.stages.evaluating import Evaluation, benchmark_of, source
 
 
 @pytest.fixture
@@ -121,6 +123,34 @@ def test_another_run_writes_another_report():
     assert len(homes | {str(usual.home)}) == len(changes) + 1
     assert all(re.fullmatch(r"runs/evaluations/m-(reranked-)?mmeb-\w{8}\.json", home) for home in homes)
     assert replace(usual, budget=100).home == Evaluation("m", "mmeb", budget=100).home
+
+
+def asked_and_told(name, root, **options):
+    """A report on a benchmark, as `hardwon evaluate` writes it."""
+    made = evaluate(FakeEncoder(), load_benchmark(name, root, **options), progress=False, **options)
+    return replace(made, made=made.made | {"source": source(name, root, **options)})
+
+
+def test_a_benchmark_that_was_read_in_part_is_found_again(tmp_path):
+    mmeb.write_set(tmp_path, "N24News")
+    told = asked_and_told("mmeb", tmp_path, on_error="skip")
+    assert len(told.missing) == 35
+    assert benchmark_of([told, told]).revision == told.revision
+    assert benchmark_of([told, told], "mmeb", tmp_path).revision == told.revision
+
+
+def test_a_folder_that_is_called_like_a_benchmark_does_not_stand_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("coco", "mmeb-small", "own"):
+        (tmp_path / name).mkdir()
+    mmeb.write_karpathy(tmp_path / "coco", "coco")
+    told = asked_and_told("coco", Path("coco"))
+    assert told.made["source"]["benchmark"] == "coco"
+    assert source("mmeb-small")["benchmark"] == "mmeb-small"
+    assert source("own")["benchmark"] == str(tmp_path / "own")
+    assert source("own", Path("data"))["benchmark"] == "own"  # data/own
+    monkeypatch.chdir("/")
+    assert benchmark_of([told]).revision == told.revision
 
 
 def test_what_was_learned_of_a_reranker_is_written(call, asked, tiny_vlm, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from hardwon.evaluation import (
 )
 from hardwon.evaluation import benchmark_of as held_out_pairs
 from hardwon.evaluation.leaderboard import PARTS, submission
+from hardwon.evaluation.load import READERS, SMALL
 from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
@@ -99,7 +100,9 @@ class Evaluation:
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
         embedder = CachedEncoder(Embedder.load(model_folder(self.model), device=self.device, vision_cache=store), store)
-        more: dict[str, Any] = {SOURCE: source(self.benchmark, self.root, self.budget, self.seed)}
+        more: dict[str, Any] = {
+            SOURCE: source(self.benchmark, self.root, budget=self.budget, seed=self.seed, on_error=self.on_error)
+        }
         rerank = self._reranker(embedder, store) if self.rerank else None
         label = f"{self.name} without reranker" if rerank else self.name
         report = evaluate(embedder, benchmark, tasks=self.tasks or None, label=label, on_error=self.on_error)
@@ -143,11 +146,15 @@ def _write(file: Path, row: dict[str, Any]) -> None:
         write_json(file, row)
 
 
-def source(benchmark: str, root: Path | None = None, budget: int = 0, seed: int = 0) -> dict[str, Any]:
+def source(
+    benchmark: str, root: Path | None = None, *, budget: int = 0, seed: int = 0, on_error: OnError = "raise"
+) -> dict[str, Any]:
     """Where a benchmark lies and what was asked of it, as `benchmark_of` takes it."""
     path = Path(benchmark)
-    where = str(path.resolve()) if path.exists() else benchmark
-    return {"benchmark": where, "root": None if root is None else str(root.resolve()), "budget": budget, "seed": seed}
+    # A folder that happens to be called like a benchmark, or that is looked for below the root, is not the one beside us.
+    own = root is None and benchmark not in (SMALL, *READERS) and path.exists()
+    where = {"benchmark": str(path.resolve()) if own else benchmark, "root": None if root is None else str(root.resolve())}
+    return where | {"budget": budget, "seed": seed, "on_error": on_error}
 
 
 def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | None = None) -> Benchmark:
@@ -167,7 +174,8 @@ def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | No
         raise ArtifactError("the reports do not say where the benchmark lies: name it with --benchmark")
     if benchmark:
         given |= {"benchmark": benchmark, "root": None if root is None else str(root)}
-    found = load_benchmark(given["benchmark"], None if given["root"] is None else Path(given["root"]))
+    below = None if given["root"] is None else Path(given["root"])
+    found = load_benchmark(given["benchmark"], below, on_error=given.get("on_error", "raise"))  # older reports do not say
     if given["budget"]:
         found = sampled(found, given["budget"], seed=given["seed"])
     if found.revision != reports[0].revision:
