@@ -186,6 +186,15 @@ def test_the_report_of_the_embedder_outlives_the_reranker(call, asked, tiny_vlm,
     assert (alone.label, alone.missing, alone.made["source"]["benchmark"]) == ("m without reranker", (), str(asked))
 
 
+def test_a_budget_is_for_the_data_sets_that_are_asked(call, asked, tiny_vlm, tmp_path):
+    out = tmp_path / "a.json"
+    given = ("--budget", "12", "--task", "text_to_image", "--device", "cpu")
+    assert call("evaluate", tiny_vlm, asked, "--out", out, *given)[0] == 0
+    assert [(result.name, result.queries) for result in report(out).results] == [("text_to_image", 12)]
+    assert report(out).missing == ("image_to_text",)
+    assert benchmark_of([report(out)]).revision == report(out).revision
+
+
 def test_leaks_are_listed_beside_the_report(call, asked, tiny_vlm, pictures, tmp_path):
     copy = tmp_path / "another name.png"
     copy.write_bytes(pictures["red square"].read_bytes())

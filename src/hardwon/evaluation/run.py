@@ -10,13 +10,13 @@ from rich.markup import escape
 
 from hardwon import artifacts
 from hardwon.distributed import World
-from hardwon.errors import HardwonError, ModelError, OnError, RecipeError, unknown
-from hardwon.evaluation.asked import in_order, placed
+from hardwon.errors import HardwonError, ModelError, OnError, RecipeError
+from hardwon.evaluation.asked import chosen, in_order, placed
 from hardwon.evaluation.described import described
 from hardwon.evaluation.ranking import Ready, ranked
 from hardwon.evaluation.report import READ, Report
 from hardwon.evaluation.result import TaskResult, percent
-from hardwon.evaluation.task import Benchmark, Task, revision_of
+from hardwon.evaluation.task import Benchmark, revision_of
 from hardwon.evaluation.vectors import Vectors
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.progress import bar, console
@@ -64,7 +64,7 @@ def evaluate(
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
     start = time.perf_counter()
     failed = {gone.name: gone.why for gone in benchmark.missing}
-    keyed = in_order(_chosen(benchmark, tasks), on_error, failed)
+    keyed = in_order(chosen(benchmark, tasks), on_error, failed)
     revision = revision_of(benchmark)  # before the work: whatever it meets in tasks that nobody asked costs nothing yet
     world = World.current()
     vectors = Vectors(encoder, store, world)
@@ -153,13 +153,3 @@ def _say(name: str, results: Mapping[str, TaskResult], failed: Mapping[str, str]
         console().print(
             f"   {escape(name)} {percent(result.interval())} [dim]{result.metric} of {result.queries} queries ({count})[/]"
         )
-
-
-def _chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
-    valid = [task.name for task in benchmark.tasks]
-    if names is not None and not names:
-        raise RecipeError(f"tasks is empty: name some of {', '.join(valid)}, or leave it out for all of them")
-    for name in names or ():
-        if name not in valid:
-            raise RecipeError(unknown(f"task of {benchmark.name}", name, valid))
-    return [task for task in benchmark.tasks if names is None or task.name in names]

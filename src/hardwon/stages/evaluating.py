@@ -96,12 +96,14 @@ class Evaluation:
         """
         out = out or self.home
         whole = load_benchmark(self.benchmark, self.root, on_error=self.on_error)
-        benchmark = sampled(whole, self.budget, seed=self.seed) if self.budget else whole
+        benchmark = sampled(whole, self.budget, seed=self.seed, tasks=self.tasks or None) if self.budget else whole
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
         embedder = CachedEncoder(Embedder.load(model_folder(self.model), device=self.device, vision_cache=store), store)
         more: dict[str, Any] = {
-            SOURCE: source(self.benchmark, self.root, budget=self.budget, seed=self.seed, on_error=self.on_error)
+            SOURCE: source(
+                self.benchmark, self.root, budget=self.budget, seed=self.seed, tasks=self.tasks, on_error=self.on_error
+            )
         }
         rerank = self._reranker(embedder, store) if self.rerank else None
         label = f"{self.name} without reranker" if rerank else self.name
@@ -147,14 +149,20 @@ def _write(file: Path, row: dict[str, Any]) -> None:
 
 
 def source(
-    benchmark: str, root: Path | None = None, *, budget: int = 0, seed: int = 0, on_error: OnError = "raise"
+    benchmark: str,
+    root: Path | None = None,
+    *,
+    budget: int = 0,
+    seed: int = 0,
+    tasks: Sequence[str] = (),
+    on_error: OnError = "raise",
 ) -> dict[str, Any]:
     """Where a benchmark lies and what was asked of it, as `benchmark_of` takes it."""
     path = Path(benchmark)
     # A folder that happens to be called like a benchmark, or that is looked for below the root, is not the one beside us.
     own = root is None and benchmark not in (SMALL, *READERS) and path.exists()
     where = {"benchmark": str(path.resolve()) if own else benchmark, "root": None if root is None else str(root.resolve())}
-    return where | {"budget": budget, "seed": seed, "on_error": on_error}
+    return where | {"budget": budget, "seed": seed, "tasks": list(tasks), "on_error": on_error}
 
 
 def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | None = None) -> Benchmark:
@@ -177,7 +185,7 @@ def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | No
     below = None if given["root"] is None else Path(given["root"])
     found = load_benchmark(given["benchmark"], below, on_error=given.get("on_error", "raise"))  # older reports do not say
     if given["budget"]:
-        found = sampled(found, given["budget"], seed=given["seed"])
+        found = sampled(found, given["budget"], seed=given["seed"], tasks=given.get("tasks") or None)
     if found.revision != reports[0].revision:
         raise ArtifactError(
             f"{given['benchmark']} is {found.name} {found.revision[:12]}, but the reports are about "
