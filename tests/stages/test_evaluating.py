@@ -12,7 +12,7 @@ import pytest
 from fakes import FakeEncoder
 
 from hardwon import cli
-from hardwon.errors import ModelError
+from hardwon.errors import ArtifactError, ModelError
 from hardwon.evaluation import Benchmark, Report, Task, evaluate, load_benchmark, write_benchmark
 from hardwon.items import Candidate, Example, Item, write_examples
 from hardwon.search import Fused
@@ -137,6 +137,18 @@ def test_a_benchmark_that_was_read_in_part_is_found_again(tmp_path):
     assert len(told.missing) == 35
     assert benchmark_of([told, told]).revision == told.revision
     assert benchmark_of([told, told], "mmeb", tmp_path).revision == told.revision
+
+
+def test_the_page_of_a_part_and_all_of_a_benchmark(tmp_path):
+    for root, names in ((tmp_path / "part", ["N24News"]), (tmp_path / "more", ["N24News", "VOC2007"])):
+        for name in names:
+            mmeb.write_set(root, name)
+    part, more = (asked_and_told("mmeb", tmp_path / name, on_error="skip") for name in ("part", "more"))
+    assert [row.name for row in more.diff(part, partial=True).tasks] == ["N24News"]
+    assert "N24News" in [task.name for task in benchmark_of([more, part]).tasks]
+    assert [task.name for task in benchmark_of([part, more]).tasks] == ["N24News"]
+    with pytest.raises(ArtifactError, match="name the benchmark that was asked"):
+        benchmark_of([more, more], "mmeb", tmp_path / "part")
 
 
 def test_a_folder_that_is_called_like_a_benchmark_does_not_stand_for_it(tmp_path, monkeypatch):

@@ -63,6 +63,11 @@ class Report:
         return dict(self.made.get("failed", {}))
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Hash of everything that a task asks, by its name; empty for reports of older versions."""
+        return dict(self.made.get("digests", {}))
+
+    @property
     def fingerprint(self) -> str:
         """Identity of what made the numbers, 32 hexadecimal digits.
 
@@ -133,12 +138,14 @@ class Report:
 
         Args:
             other: of another model on the same revision of the benchmark.
-            partial: compare the tasks that both have although some are missing.
+            partial: compare the tasks that both have although some are missing, be it from the benchmark that one of them was
+                asked: then each of those tasks must be the same, not the revision.
 
         Raises:
             ArtifactError: another revision of the benchmark; missing tasks when `partial` is not set; no task in common.
         """
-        _same_questions([self, other])
+        if not (partial and self.digests and other.digests):
+            _same_questions([self, other])
         for report in (self, other):
             if report.missing and not partial:
                 raise ArtifactError(f"no comparison: in {report._name()} {report._gap()}; compare the rest with partial=True")
@@ -146,6 +153,9 @@ class Report:
         ours = sorted((result for result in self.results if result.name in theirs), key=lambda result: result.name)
         if not ours:
             raise ArtifactError(f"{self._name()} and {other._name()} have no task in common")
+        changed = [result.name for result in ours if self.digests.get(result.name) != other.digests.get(result.name)]
+        if self.revision != other.revision and changed:
+            raise ArtifactError(f"{self._name()} and {other._name()} were asked other questions in {_listed(changed)}")
         tasks, means = differences(ours, [theirs[result.name] for result in ours])
         return Comparison(self._name(), other._name(), self.benchmark, tasks, means)
 

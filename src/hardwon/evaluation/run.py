@@ -16,7 +16,7 @@ from hardwon.evaluation.described import described
 from hardwon.evaluation.ranking import Ready, ranked
 from hardwon.evaluation.report import READ, Report
 from hardwon.evaluation.result import TaskResult, percent
-from hardwon.evaluation.task import Benchmark, revision_of
+from hardwon.evaluation.task import Benchmark, digests_of, revision_of
 from hardwon.evaluation.vectors import Vectors
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.progress import bar, console
@@ -65,7 +65,7 @@ def evaluate(
     start = time.perf_counter()
     failed = {gone.name: gone.why for gone in benchmark.missing}
     keyed = in_order(chosen(benchmark, tasks), on_error, failed)
-    revision = revision_of(benchmark)  # before the work: whatever it meets in tasks that nobody asked costs nothing yet
+    digests = digests_of(benchmark)  # before the work: whatever it meets in tasks that nobody asked costs nothing yet
     world = World.current()
     vectors = Vectors(encoder, store, world)
     distinct = {key for task in keyed for key in task.items if key not in vectors.cached.store.rows}
@@ -96,6 +96,7 @@ def evaluate(
         "model": described(vectors.cached.encoder),
         "rerank": None if rerank is None else _told(rerank, read),
         "failed": failed,
+        "digests": digests,
         "items": len({key for task in keyed for key in task.items}),
         "items_encoded": vectors.encoded,
         "processes": world.size,
@@ -106,7 +107,7 @@ def evaluate(
     return Report(
         encoder.fingerprint,
         benchmark.name,
-        revision,
+        revision_of(digests),
         tuple(named.name for named in (*benchmark.tasks, *benchmark.missing)),
         label,
         tuple(results[task.name] for task in benchmark.tasks if task.name in results),

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -116,12 +116,17 @@ class Benchmark:
         order of tasks or candidates plays a part, nor do the names of picture files. Missing tasks are not asked. Tasks with
         pictures that cannot be read count by their name alone, so that it is another revision.
         """
-        return revision_of(self)
+        return revision_of(digests_of(self))
 
 
-def revision_of(benchmark: Benchmark) -> str:
-    """`Benchmark.revision`, computed anew: pictures may have changed since."""
-    return hashlib.blake2b("".join(sorted(map(_digest, benchmark.tasks))).encode(), digest_size=16).hexdigest()
+def digests_of(benchmark: Benchmark) -> dict[str, str]:
+    """Hash of everything that each task asks, by its name."""
+    return {task.name: _digest(task) for task in benchmark.tasks}
+
+
+def revision_of(digests: Mapping[str, str]) -> str:
+    """`Benchmark.revision` of tasks with these hashes."""
+    return hashlib.blake2b("".join(sorted(digests.values())).encode(), digest_size=16).hexdigest()
 
 
 def _digest(task: Task) -> str:

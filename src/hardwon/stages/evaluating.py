@@ -24,6 +24,7 @@ from hardwon.evaluation import (
 from hardwon.evaluation import benchmark_of as held_out_pairs
 from hardwon.evaluation.leaderboard import PARTS, submission
 from hardwon.evaluation.load import READERS, SMALL
+from hardwon.evaluation.task import digests_of
 from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
@@ -169,7 +170,7 @@ def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | No
     """The benchmark that reports are about, exactly as it was asked.
 
     Args:
-        reports: of one revision.
+        reports: of one revision, or at least with the same questions in the tasks that all of them answered.
         benchmark: what `load_benchmark` takes; what a report says if empty.
         root: as of `load_benchmark`.
 
@@ -186,7 +187,10 @@ def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | No
     found = load_benchmark(given["benchmark"], below, on_error=given.get("on_error", "raise"))  # older reports do not say
     if given["budget"]:
         found = sampled(found, given["budget"], seed=given["seed"], tasks=given.get("tasks") or None)
-    if found.revision != reports[0].revision:
+    answered = set.intersection(*({result.name for result in report.results} for report in reports))
+    there = digests_of(found)
+    same = all(report.digests.get(name, "") == there.get(name) for report in reports for name in answered)
+    if found.revision != reports[0].revision and not same:
         raise ArtifactError(
             f"{given['benchmark']} is {found.name} {found.revision[:12]}, but the reports are about "
             f"{reports[0].benchmark} {reports[0].revision[:12]}: name the benchmark that was asked with --benchmark"
