@@ -409,7 +409,7 @@ def evaluating(embedder: str, reranker: str, out: str) -> dict:
     return made
 
 
-def failing(size: int) -> list[str]:
+def failing(size: int) -> list:
     """What a process says when the second of them cannot encode, and what its report says when it goes on."""
     vectors.SHARE, model = 2, FakeEncoder()
     tasks = [
@@ -422,7 +422,7 @@ def failing(size: int) -> list[str]:
         evaluate(model, Benchmark("b", tuple(tasks)))
     except Exception as error:
         said = repr(error)
-    return [said, *evaluate(model, Benchmark("b", tuple(tasks)), on_error="skip").failed]
+    return [said, evaluate(model, Benchmark("b", tuple(tasks)), on_error="skip").failed]
 
 
 def breaking(size: int, ill: bool) -> str:

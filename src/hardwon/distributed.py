@@ -74,6 +74,14 @@ class World:
         dist.all_reduce(tensor, how)
         return tensor
 
+    def told(self, text: str) -> list[str]:
+        """What each process has to say, by rank; all of them must ask."""
+        if self.size == 1:
+            return [text]
+        made = [""] * self.size
+        dist.all_gather_object(made, text)
+        return made
+
     def share(self, costs: Sequence[int]) -> list[int]:
         """Positions of the items that are this process's work, in order; costs are spread evenly."""
         order = sorted(range(len(costs)), key=lambda n: (-costs[n], n))

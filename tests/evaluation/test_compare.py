@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from hardwon import metrics
 from hardwon.errors import ArtifactError
-from hardwon.evaluation import evaluate
+from hardwon.evaluation import Missing, evaluate
 
 
 def test_a_difference_is_the_first_minus_the_second(make_report):
@@ -64,6 +66,26 @@ def test_a_part_is_compared_only_when_asked(make_report):
     apart = make_report("apart", words=[1, 0], tasks=("labels", "words"))
     with pytest.raises(ArtifactError, match="part and apart have no task in common"):
         part.diff(apart, partial=True)
+
+
+def test_a_part_of_the_data_is_compared_with_all_of_them(benchmark_of, fake, make_task):
+    whole = benchmark_of()
+    part = replace(whole, tasks=whole.tasks[:3], missing=(Missing("boxes", "gone"),))
+    changed = replace(part, tasks=(*part.tasks[:2], make_task("words", 12, 21)))
+    all_, some, other = (
+        evaluate(fake(fingerprint=f), b, progress=False, label=f) for f, b in zip("aso", (whole, part, changed), strict=True)
+    )
+    assert all_.revision != some.revision
+    for one, two in ((all_, some), (some, all_)):
+        assert [row.name for row in one.diff(two, partial=True).tasks] == ["labels", "labels_far", "words"]
+        with pytest.raises(ArtifactError, match="only answers to the same questions compare"):
+            one.diff(two)
+    with pytest.raises(ArtifactError, match="a and o were asked other questions in words"):
+        all_.diff(other, partial=True)
+    old = replace(some, made={})
+    with pytest.raises(ArtifactError, match="only answers to the same questions compare"):
+        all_.diff(old, partial=True)
+    assert old.diff(some, partial=True).tasks == some.diff(some, partial=True).tasks  # of one revision
 
 
 def test_reports_that_disagree_about_the_number_of_queries_are_refused(make_report):

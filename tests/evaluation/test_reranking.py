@@ -1,7 +1,12 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from hardwon.evaluation import Benchmark, evaluate, evaluate_reranking
+from hardwon.errors import ModelError
+from hardwon.evaluation import Benchmark, Report, evaluate, evaluate_reranking
+from hardwon.items import Item
 from hardwon.metrics import Interval
 from hardwon.search import Fused, Gate, Kind
 
@@ -38,6 +43,46 @@ def test_both_reports_from_one_encoding(fake, benchmark):
         assert gains[name] == pytest.approx(hits[0] - hits[1])
         assert gains[name] > 0.1
     assert found.below == ()
+
+
+def test_the_report_says_how_the_reranker_was_used(fake, benchmark):
+    def fused(weight=0.1, low=0.5, clip=(-9.0, 9.0)):
+        return Fused(Judge(True), 5, gate=Gate((Kind("", 5, Interval(1.0, low, 1.0), weight, 0.05, 0.5),)), clip=clip)
+
+    reports = [
+        evaluate(fake(), benchmark, rerank=rerank, progress=False)
+        for rerank in (fused(), fused(weight=0.4), fused(low=0.6), fused(clip=(-1.0, 9.0)))
+    ]
+    told = reports[0].made["rerank"]
+    assert (told["clip"], told["gate"]["kinds"][0]["weight"]) == ([-9.0, 9.0], 0.1)
+    assert told["gate"]["kinds"][0]["gain"]["low"] == 0.5
+    assert Report.from_json(json.loads(json.dumps(reports[0].to_json()))) == reports[0]
+    assert len({report.fingerprint for report in reports}) == 4
+    more = {"pairs": 7, "queries_read": 3}  # as another run within the same milliseconds may read
+    assert replace(reports[0], made=reports[0].made | {"rerank": told | more}).fingerprint == reports[0].fingerprint
+
+
+class Fails(Judge):
+    def __init__(self, *words):
+        super().__init__(True)
+        self.words = words
+
+    def score_pairs(self, pairs, *, progress=""):
+        if any(query.text.startswith(self.words) for query, _ in pairs):
+            raise ModelError("it fell asleep")
+        return super().score_pairs(pairs, progress=progress)
+
+
+def test_what_is_done_outlives_a_task_that_cannot_be_reranked(fake, benchmark, make_task, tmp_path):
+    gone = make_task("gone", 1, 2, corpus=(Item(text="there"), Item(images=(tmp_path / "gone.png",))))
+    more = Benchmark("b", (*benchmark.tasks, gone))
+    for asked, tasks in ((benchmark, None), (benchmark, ["one", "two"]), (more, None)):
+        found = evaluate_reranking(fake(), asked, Fails("far "), tasks=tasks, progress=False, on_error="skip")
+        assert [task.name for task in found.comparison.tasks] == ["one"]
+        assert [result.name for result in found.alone.results] == ["one", "two"]
+        assert "it fell asleep" in found.reranked.failed["two"]
+        assert "two" not in found.alone.failed
+        assert ("gone.png" in found.reranked.failed.get("gone", "")) is (asked is more)
 
 
 def test_tasks_that_got_worse_are_named(fake, benchmark, make_task):

@@ -152,6 +152,17 @@ def test_a_task_that_fails_does_not_stop_the_others(benchmark_of, fake, make_tas
         evaluate(model, benchmark, tasks=["gone"], on_error="skip", progress=False)
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_pictures_of_a_task_that_nobody_asked_may_be_gone(benchmark_of, fake, make_task, tmp_path, on_error):
+    gone = make_task("gone", 2, 2, corpus=(Item(text="there"), Item(images=(tmp_path / "gone.png",))))
+    benchmark = benchmark_of(*benchmark_of().tasks, gone)
+    report = evaluate(fake(), benchmark, tasks=["words"], progress=False, on_error=on_error)
+    assert [result.name for result in report.results] == ["words"]
+    assert (report.failed, report.missing) == ({}, ("labels", "labels_far", "boxes", "gone"))
+    assert report.revision == benchmark.revision != benchmark_of().revision
+    assert report.revision == evaluate(fake(), benchmark, progress=False, on_error="skip").revision
+
+
 def test_a_reranker_that_fails_in_one_task(benchmark_of, fake, reranker):
     def rule(queries, items, scores):
         return np.full_like(scores, math.nan) if "far" in queries[0].text else scores

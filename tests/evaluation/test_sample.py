@@ -32,6 +32,17 @@ def test_every_task_gives_as_many_as_it_can(large):
         sampled(large, 2)
 
 
+def test_a_budget_is_spent_on_the_tasks_that_are_asked(large, fake):
+    part = sampled(large, 40, tasks=["own"])
+    assert {task.name: len(task.queries) for task in part.tasks} == {"small": 3, "whole": 50, "own": 40}
+    assert part.name == "large (40 of 60 queries)"
+    assert evaluate(fake(), part, tasks=["own"], progress=False).missing == ("small", "whole")
+    assert sampled(large, 60, tasks=["own"]) is large
+    assert len(sampled(large, 1, tasks=["own"]).tasks[2].queries) == 1
+    with pytest.raises(RecipeError, match="unknown task of large 'owl': did you mean 'own'"):
+        sampled(large, 40, tasks=["owl"])
+
+
 def test_only_what_the_queries_search_is_encoded(large, fake):
     model, part = fake(), sampled(large, 23)
     evaluate(model, part, progress=False)

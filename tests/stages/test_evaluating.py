@@ -3,12 +3,21 @@
 import json
 import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import mmeb
+import numpy as np
 import pytest
+from fakes import FakeEncoder
 
 from hardwon import cli
-from hardwon.evaluation import Benchmark, Report, Task, write_benchmark
+from hardwon.errors import ArtifactError, ModelError
+from hardwon.evaluation import Benchmark, Report, Task, evaluate, load_benchmark, write_benchmark
 from hardwon.items import Candidate, Example, Item, write_examples
+from hardwon.search import Fused
+from hardwon.stages import evaluating
+from hardwon.stages.evaluating import Evaluation, benchmark_of, source
 
 
 @pytest.fixture
@@ -110,6 +119,103 @@ def test_own_data_that_are_named_like_published_ones_have_no_place_among_them(pu
     assert (code, report(tmp_path / "a.json").benchmark) == (0, published), err
     assert "stands" not in out
     assert not (tmp_path / "a.leaderboard.json").exists()
+
+
+def test_another_run_writes_another_report():
+    usual = Evaluation("m", "mmeb")
+    assert str(usual.home) == "runs/evaluations/m-mmeb.json"
+    changes = [
+        {"model": "org/m"}, {"model": "other/m"}, {"benchmark": "data/mmeb.jsonl"}, {"root": Path("data")}, {"budget": 100},
+        {"budget": 100, "seed": 1}, {"tasks": ("A",)}, {"tasks": ("B",)}, {"rerank": "r"}, {"rerank": "r", "depth": 20},
+        {"rerank": "r", "weight": 0.1}, {"rerank": "r", "held_out": "pairs.jsonl"}, {"on_error": "skip"}, {"device": "cpu"},
+        {"model": "a/m", "label": "m"}, {"model": "b/m", "label": "m"},
+    ]  # fmt: skip
+    homes = {str(replace(usual, **change).home) for change in changes}
+    assert len(homes | {str(usual.home)}) == len(changes) + 1
+    assert all(re.fullmatch(r"runs/evaluations/m-(reranked-)?mmeb-\w{8}\.json", home) for home in homes)
+    assert replace(usual, budget=100).home == Evaluation("m", "mmeb", budget=100).home
+
+
+def asked_and_told(name, root, **options):
+    """A report on a benchmark, as `hardwon evaluate` writes it."""
+    made = evaluate(FakeEncoder(), load_benchmark(name, root, **options), progress=False, **options)
+    return replace(made, made=made.made | {"source": source(name, root, **options)})
+
+
+def test_a_benchmark_that_was_read_in_part_is_found_again(tmp_path):
+    mmeb.write_set(tmp_path, "N24News")
+    told = asked_and_told("mmeb", tmp_path, on_error="skip")
+    assert len(told.missing) == 35
+    assert benchmark_of([told, told]).revision == told.revision
+    assert benchmark_of([told, told], "mmeb", tmp_path).revision == told.revision
+
+
+def test_the_page_of_a_part_and_all_of_a_benchmark(tmp_path):
+    for root, names in ((tmp_path / "part", ["N24News"]), (tmp_path / "more", ["N24News", "VOC2007"])):
+        for name in names:
+            mmeb.write_set(root, name)
+    part, more = (asked_and_told("mmeb", tmp_path / name, on_error="skip") for name in ("part", "more"))
+    assert [row.name for row in more.diff(part, partial=True).tasks] == ["N24News"]
+    assert "N24News" in [task.name for task in benchmark_of([more, part]).tasks]
+    assert [task.name for task in benchmark_of([part, more]).tasks] == ["N24News"]
+    with pytest.raises(ArtifactError, match="name the benchmark that was asked"):
+        benchmark_of([more, more], "mmeb", tmp_path / "part")
+
+
+def test_a_folder_that_is_called_like_a_benchmark_does_not_stand_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("coco", "mmeb-small", "own"):
+        (tmp_path / name).mkdir()
+    mmeb.write_karpathy(tmp_path / "coco", "coco")
+    told = asked_and_told("coco", Path("coco"))
+    assert told.made["source"]["benchmark"] == "coco"
+    assert source("mmeb-small")["benchmark"] == "mmeb-small"
+    assert source("own")["benchmark"] == str(tmp_path / "own")
+    assert source("own", Path("data"))["benchmark"] == "own"  # data/own
+    monkeypatch.chdir("/")
+    assert benchmark_of([told]).revision == told.revision
+
+
+def test_what_was_learned_of_a_reranker_is_written(call, asked, tiny_vlm, tmp_path, monkeypatch):
+    class Likes:
+        fingerprint = "likes"
+
+        def score_pairs(self, pairs, *, progress=""):
+            return np.array([9.0 if query.text and item.images else -9.0 for query, item in pairs], dtype=np.float32)
+
+    monkeypatch.setattr(evaluating, "load_reranker", lambda *_, **__: Likes())
+    given = ("--device", "cpu", "--rerank", "any", "--held-out", asked)
+    assert call("evaluate", tiny_vlm, asked, "--out", tmp_path / "a.json", *given)[0] == 0
+    row = json.loads((tmp_path / "a.fusion.json").read_text())
+    told = report(tmp_path / "a.json").made["rerank"]
+    fused = Fused.from_json(row, Likes())
+    assert fused.gate is not None
+    assert [kind["weight"] for kind in told["gate"]["kinds"]] == [kind.weight for kind in fused.gate.kinds]
+
+
+def test_the_report_of_the_embedder_outlives_the_reranker(call, asked, tiny_vlm, tmp_path, monkeypatch):
+    class Fails:
+        fingerprint = "fails"
+
+        def score_pairs(self, pairs, *, progress=""):
+            raise ModelError("it fell asleep")
+
+    monkeypatch.setattr(evaluating, "load_reranker", lambda *_, **__: Fails())
+    given = ("--out", tmp_path / "out" / "a.json", "--device", "cpu", "--on-error", "skip", "--rerank", "any", "--label", "m")
+    code, _, err = call("evaluate", tiny_vlm, asked, *given)
+    assert code == 1
+    assert "it fell asleep" in err
+    alone = report(tmp_path / "out" / "a.alone.json")
+    assert (alone.label, alone.missing, alone.made["source"]["benchmark"]) == ("m without reranker", (), str(asked))
+
+
+def test_a_budget_is_for_the_data_sets_that_are_asked(call, asked, tiny_vlm, tmp_path):
+    out = tmp_path / "a.json"
+    given = ("--budget", "12", "--task", "text_to_image", "--device", "cpu")
+    assert call("evaluate", tiny_vlm, asked, "--out", out, *given)[0] == 0
+    assert [(result.name, result.queries) for result in report(out).results] == [("text_to_image", 12)]
+    assert report(out).missing == ("image_to_text",)
+    assert benchmark_of([report(out)]).revision == report(out).revision
 
 
 def test_leaks_are_listed_beside_the_report(call, asked, tiny_vlm, pictures, tmp_path):

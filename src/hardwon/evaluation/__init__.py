@@ -8,7 +8,7 @@ from hardwon.evaluation.leakage import Leak, Leaks, leakage
 from hardwon.evaluation.load import load_benchmark
 from hardwon.evaluation.references import references
 from hardwon.evaluation.report import Report, comparison_table
-from hardwon.evaluation.reranking import Reranking, evaluate_reranking
+from hardwon.evaluation.reranking import Reranking, evaluate_again, evaluate_reranking
 from hardwon.evaluation.result import GROUPS, TaskResult
 from hardwon.evaluation.robustness import Robustness, order_robustness
 from hardwon.evaluation.run import evaluate
@@ -35,6 +35,7 @@ __all__ = [
     "comparison_table",
     "cost_of_sample",
     "evaluate",
+    "evaluate_again",
     "evaluate_reranking",
     "leakage",
     "learn_fusion",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hardwon.errors import BadItems, BadMedia, DataError, HardwonError, ModelError, OnError
-from hardwon.evaluation.task import Task
+from hardwon.errors import BadItems, BadMedia, DataError, HardwonError, ModelError, OnError, RecipeError, unknown
+from hardwon.evaluation.task import Benchmark, Task
 from hardwon.items import Item
 
 
@@ -23,6 +23,17 @@ class Asked:
     queries: list[str]
     corpus: list[str]
     items: dict[str, Item]
+
+
+def chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
+    """The tasks of these names, all when None. Raises RecipeError for one that the benchmark does not have."""
+    valid = [task.name for task in benchmark.tasks]
+    if names is not None and not names:
+        raise RecipeError(f"tasks is empty: name some of {', '.join(valid)}, or leave it out for all of them")
+    for name in names or ():
+        if name not in valid:
+            raise RecipeError(unknown(f"task of {benchmark.name}", name, valid))
+    return [task for task in benchmark.tasks if names is None or task.name in names]
 
 
 def in_order(tasks: Sequence[Task], on_error: OnError, failed: dict[str, str]) -> list[Asked]:

@@ -1,5 +1,6 @@
 """What a model is, for the report: everything around the weights that can change a number."""
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ def described(model: Any) -> dict[str, Any]:
 
 
 def _told(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _told(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_told(part) for part in value]
     return value if value is None or isinstance(value, (str, int, float, bool)) else described(value)
 
 

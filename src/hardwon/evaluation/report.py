@@ -17,6 +17,7 @@ from hardwon.metrics import Interval
 
 _FORMAT, _FORMATS = 2, (1, 2)  # written, and read
 _TIES_WORTH_SAYING = 0.01
+READ = ("pairs", "queries_read", "queries")  # in `Report.made["rerank"]`: how much a reranker read
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,23 @@ class Report:
         return dict(self.made.get("failed", {}))
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Hash of everything that a task asks, by its name; empty for reports of older versions."""
+        return dict(self.made.get("digests", {}))
+
+    @property
     def fingerprint(self) -> str:
         """Identity of what made the numbers, 32 hexadecimal digits.
 
         It covers weights, prompts, pre-processing, number format and device of the models, the revision of the data, the
-        version of the code and of the packages under it; neither time nor label nor the machine's name plays a part.
+        version of the code and of the packages under it, also those that made vectors which were kept; neither time nor label nor the machine's name plays a part, nor does
+        how much a reranker read: within a budget of time that is never the same twice.
         """
         about = {name: self.made.get(name) for name in ("model", "rerank", "code", "versions")}
+        if others := self.made.get("vectors_of_others"):
+            about["vectors"] = others
+        if about["rerank"]:
+            about["rerank"] = {name: part for name, part in about["rerank"].items() if name not in READ}
         return fingerprint([self.model, self.revision, [result.name for result in self.results], about])
 
     def about(self) -> str:
@@ -130,12 +141,14 @@ class Report:
 
         Args:
             other: of another model on the same revision of the benchmark.
-            partial: compare the tasks that both have although some are missing.
+            partial: compare the tasks that both have although some are missing, be it from the benchmark that one of them was
+                asked: then each of those tasks must be the same, not the revision.
 
         Raises:
             ArtifactError: another revision of the benchmark; missing tasks when `partial` is not set; no task in common.
         """
-        _same_questions([self, other])
+        if not (partial and self.digests and other.digests):
+            _same_questions([self, other])
         for report in (self, other):
             if report.missing and not partial:
                 raise ArtifactError(f"no comparison: in {report._name()} {report._gap()}; compare the rest with partial=True")
@@ -143,6 +156,9 @@ class Report:
         ours = sorted((result for result in self.results if result.name in theirs), key=lambda result: result.name)
         if not ours:
             raise ArtifactError(f"{self._name()} and {other._name()} have no task in common")
+        changed = [result.name for result in ours if self.digests.get(result.name) != other.digests.get(result.name)]
+        if self.revision != other.revision and changed:
+            raise ArtifactError(f"{self._name()} and {other._name()} were asked other questions in {_listed(changed)}")
         tasks, means = differences(ours, [theirs[result.name] for result in ours])
         return Comparison(self._name(), other._name(), self.benchmark, tasks, means)
 

@@ -1,7 +1,7 @@
 """An embedder alone and the same with a reranker, on the same queries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Group
@@ -69,7 +69,32 @@ def evaluate_reranking(
     """
     once = encoder if isinstance(encoder, CachedEncoder) else CachedEncoder(encoder, store)
     alone = evaluate(once, benchmark, tasks=tasks, label=labels[0], progress=progress, on_error=on_error)
+    return evaluate_again(once, benchmark, rerank, alone, label=labels[1], progress=progress, on_error=on_error)
+
+
+def evaluate_again(
+    encoder: Encoder,
+    benchmark: Benchmark,
+    rerank: Rescorer | Scorer | ListScorer,
+    alone: Report,
+    *,
+    label: str = "embedder + reranker",
+    progress: bool = True,
+    on_error: OnError = "raise",
+) -> Reranking:
+    """The second half of `evaluate_reranking`, for those who want to keep the report of the embedder before it begins.
+
+    Args:
+        encoder: keeps the vectors of `alone`; else every item is encoded once more.
+        benchmark: as it was asked for `alone`.
+        rerank: as of `evaluate`.
+        alone: report of the embedder. The tasks that it has are asked again.
+        label: names the embedder with the reranker.
+        progress: as of `evaluate`.
+        on_error: as of `evaluate`. Tasks that fail now are left out of the comparison.
+    """
     # What could not be asked of the embedder cannot be reranked.
-    left = [result.name for result in alone.results] if alone.failed else tasks
-    reranked = evaluate(once, benchmark, rerank=rerank, tasks=left, label=labels[1], progress=progress, on_error=on_error)
-    return Reranking(alone, reranked, reranked.diff(alone, partial=left is not None))
+    left = [result.name for result in alone.results]
+    made = evaluate(encoder, benchmark, rerank=rerank, tasks=left, label=label, progress=progress, on_error=on_error)
+    reranked = replace(made, made=made.made | {"failed": alone.failed | made.failed})
+    return Reranking(alone, reranked, reranked.diff(alone, partial=bool(reranked.missing)))

@@ -10,13 +10,13 @@ from rich.markup import escape
 
 from hardwon import artifacts
 from hardwon.distributed import World
-from hardwon.errors import HardwonError, ModelError, OnError, RecipeError, unknown
-from hardwon.evaluation.asked import in_order, placed
+from hardwon.errors import HardwonError, ModelError, OnError, RecipeError
+from hardwon.evaluation.asked import chosen, in_order, placed
 from hardwon.evaluation.described import described
 from hardwon.evaluation.ranking import Ready, ranked
-from hardwon.evaluation.report import Report
+from hardwon.evaluation.report import READ, Report
 from hardwon.evaluation.result import TaskResult, percent
-from hardwon.evaluation.task import Benchmark, Task, revision_of
+from hardwon.evaluation.task import Benchmark, digests_of, revision_of
 from hardwon.evaluation.vectors import Vectors
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.progress import bar, console
@@ -67,7 +67,8 @@ def evaluate(
         raise RecipeError("a budget is spent on the smallest margins of all queries: use one process, or set budget to None")
     start = time.perf_counter()
     failed = {gone.name: gone.why for gone in benchmark.missing}
-    keyed = in_order(_chosen(benchmark, tasks), on_error, failed)
+    keyed = in_order(chosen(benchmark, tasks), on_error, failed)
+    digests = digests_of(benchmark)  # before the work: whatever it meets in tasks that nobody asked costs nothing yet
     world = World.current()
     vectors = Vectors(encoder, store, world)
     distinct = {key for task in keyed for key in task.items if key not in vectors.cached.store.rows}
@@ -87,7 +88,9 @@ def evaluate(
                 reason = placed(asked.task, error)
                 if on_error == "raise":
                     raise reason from error
-                failed[asked.task.name] = str(reason)
+                # Where it failed in another process, the report tells that one's reason; all processes are here (all_or_none).
+                known = world.told("" if type(error) is HardwonError else str(reason))
+                failed[asked.task.name] = next(filter(None, known), str(reason))
             if shown:
                 _say(asked.task.name, results, failed, f"{number} of {len(keyed)}")
     if not results:
@@ -96,8 +99,10 @@ def evaluate(
         "model": described(vectors.cached.encoder),
         "rerank": None if rerank is None else _told(rerank, read),
         "failed": failed,
+        "digests": digests,
         "items": len({key for task in keyed for key in task.items}),
         "items_encoded": vectors.encoded,
+        "vectors_of_others": sorted(vectors.cached.store.makers - {vectors.cached.store.made_by}),
         "processes": world.size,
         "seconds_encoding": round(clock.spent["encoding"], 3),
         "seconds_ranking": round(clock.spent["ranking"], 3),
@@ -106,7 +111,7 @@ def evaluate(
     return Report(
         encoder.fingerprint,
         benchmark.name,
-        revision_of(benchmark, [name for name in failed if name not in {task.task.name for task in keyed}]),
+        revision_of(digests),
         tuple(named.name for named in (*benchmark.tasks, *benchmark.missing)),
         label,
         tuple(results[task.name] for task in benchmark.tasks if task.name in results),
@@ -141,9 +146,8 @@ class _Clock:
 
 def _told(rerank: Rescorer, read: Sequence[Rescored]) -> dict[str, Any]:
     """What a report says of a reranker: what it is, and how much of it was needed."""
-    asked = sum(len(task.read) for task in read)
-    counts = {"pairs": sum(task.pairs for task in read), "queries_read": sum(task.queries for task in read), "queries": asked}
-    return described(rerank) | counts
+    counts = (sum(task.pairs for task in read), sum(task.queries for task in read), sum(len(task.read) for task in read))
+    return described(rerank) | dict(zip(READ, counts, strict=True))
 
 
 def _say(name: str, results: Mapping[str, TaskResult], failed: Mapping[str, str], count: str) -> None:
@@ -154,13 +158,3 @@ def _say(name: str, results: Mapping[str, TaskResult], failed: Mapping[str, str]
         console().print(
             f"   {escape(name)} {percent(result.interval())} [dim]{result.metric} of {result.queries} queries ({count})[/]"
         )
-
-
-def _chosen(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
-    valid = [task.name for task in benchmark.tasks]
-    if names is not None and not names:
-        raise RecipeError(f"tasks is empty: name some of {', '.join(valid)}, or leave it out for all of them")
-    for name in names or ():
-        if name not in valid:
-            raise RecipeError(unknown(f"task of {benchmark.name}", name, valid))
-    return [task for task in benchmark.tasks if names is None or task.name in names]

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hardwon.errors import RecipeError
+from hardwon.evaluation.asked import chosen
 from hardwon.evaluation.report import Report
 from hardwon.evaluation.task import Benchmark, Task
 
 _Z = 1.96  # of a 95 % interval
 
 
-def sampled(benchmark: Benchmark, queries: int, *, seed: int = 0) -> Benchmark:
+def sampled(benchmark: Benchmark, queries: int, *, seed: int = 0, tasks: Sequence[str] | None = None) -> Benchmark:
     """The benchmark with at most this many queries, and only what those search.
 
     Every task gives the same number of queries, since a mean over data sets counts them all alike; what a small task cannot
@@ -24,21 +25,22 @@ def sampled(benchmark: Benchmark, queries: int, *, seed: int = 0) -> Benchmark:
         benchmark: all of it.
         queries: how many are asked in all tasks together.
         seed: draws other queries.
+        tasks: names of those that share the queries, all when None. The others stay whole: nobody is going to ask them.
 
     Raises:
-        RecipeError: fewer queries than tasks.
+        RecipeError: fewer queries than tasks; a task that the benchmark does not have.
     """
-    if queries < len(benchmark.tasks):
+    sizes = {task.name: len(task.queries) for task in chosen(benchmark, tasks)}
+    if queries < len(sizes):
         raise RecipeError(
-            f"a budget of {queries} queries is too small: {benchmark.name} has {len(benchmark.tasks)} data sets, each needs one"
+            f"a budget of {queries} queries is too small: {benchmark.name} has {len(sizes)} data sets, each needs one"
         )
-    quota = _quota({task.name: len(task.queries) for task in benchmark.tasks}, queries)
-    tasks = tuple(_part(task, quota[task.name], seed) for task in benchmark.tasks)
-    whole = sum(len(task.queries) for task in benchmark.tasks)
-    asked = sum(quota.values())
-    return (
-        benchmark if asked == whole else replace(benchmark, name=f"{benchmark.name} ({asked} of {whole} queries)", tasks=tasks)
-    )
+    quota = _quota(sizes, queries)
+    asked, whole = sum(quota.values()), sum(sizes.values())
+    if asked == whole:
+        return benchmark
+    parts = tuple(_part(task, quota.get(task.name, len(task.queries)), seed) for task in benchmark.tasks)
+    return replace(benchmark, name=f"{benchmark.name} ({asked} of {whole} queries)", tasks=parts)
 
 
 def cost_of_sample(report: Report, benchmark: Benchmark) -> str:

@@ -5,13 +5,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from hardwon.data.mmeb.table import Kind as MetaTask
 from hardwon.data.mmeb.table import Metric
-from hardwon.errors import DataError, unknown
+from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Item
 
 Distribution = Literal["ind", "ood"]
@@ -113,18 +113,30 @@ class Benchmark:
         """Hash of everything that is asked, 32 hexadecimal digits.
 
         That is the contents of all items (pictures included), gold and candidates. Neither the benchmark's name nor the
-        order of tasks or candidates plays a part, nor do the names of picture files. Missing tasks are not asked.
+        order of tasks or candidates plays a part, nor do the names of picture files. Missing tasks are not asked. Tasks with
+        pictures that cannot be read count by their name alone, so that it is another revision.
         """
-        return revision_of(self)
+        return revision_of(digests_of(self))
 
 
-def revision_of(benchmark: Benchmark, unreadable: Sequence[str] = ()) -> str:
-    """The revision of a benchmark; tasks that cannot be read count by their name alone, so that it is another revision."""
-    digests = sorted(f"unreadable {task.name}" if task.name in unreadable else _digest(task) for task in benchmark.tasks)
-    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+def digests_of(benchmark: Benchmark) -> dict[str, str]:
+    """Hash of everything that each task asks, by its name."""
+    return {task.name: _digest(task) for task in benchmark.tasks}
+
+
+def revision_of(digests: Mapping[str, str]) -> str:
+    """`Benchmark.revision` of tasks with these hashes."""
+    return hashlib.blake2b("".join(sorted(digests.values())).encode(), digest_size=16).hexdigest()
 
 
 def _digest(task: Task) -> str:
+    try:
+        return _digest_of_readable(task)
+    except BadMedia:  # whoever asks the task is told what is wrong with it
+        return f"unreadable {task.name}"
+
+
+def _digest_of_readable(task: Task) -> str:
     made = hashlib.blake2b(digest_size=16)
     # What is as usual adds nothing: benchmarks without grades keep the revision they always had.
     metric = [] if task.metric == "hit@1" else [task.metric]

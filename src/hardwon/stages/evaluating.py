@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hardwon.artifacts import MANIFEST, write_json
+from hardwon.artifacts import MANIFEST, fingerprint, write_json
 from hardwon.data import read
 from hardwon.distributed import World
 from hardwon.errors import ArtifactError, OnError, RecipeError
@@ -15,7 +15,7 @@ from hardwon.evaluation import (
     Report,
     cost_of_sample,
     evaluate,
-    evaluate_reranking,
+    evaluate_again,
     leakage,
     learn_fusion,
     load_benchmark,
@@ -23,7 +23,8 @@ from hardwon.evaluation import (
 )
 from hardwon.evaluation import benchmark_of as held_out_pairs
 from hardwon.evaluation.leaderboard import PARTS, submission
-from hardwon.evaluation.load import READERS
+from hardwon.evaluation.load import READERS, SMALL
+from hardwon.evaluation.task import digests_of
 from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
@@ -80,12 +81,15 @@ class Evaluation:
 
     @property
     def home(self) -> Path:
-        """The report if no other place is named."""
-        parts = (self.name, *(("reranked",) if self.rerank else ()), Path(self.benchmark).stem)
+        """The report if no other place is named. What is not as usual adds a hash: no other run's report is replaced."""
+        usual = {f.name: f.default for f in fields(self)} | {"model": self.name, "benchmark": Path(self.benchmark).stem}
+        odd = {name: getattr(self, name) for name in usual if name != "label" and getattr(self, name) != usual[name]}
+        short = (fingerprint(odd)[:8],) if odd else ()
+        parts = (self.name, *(("reranked",) if self.rerank else ()), Path(self.benchmark).stem, *short)
         return Path("runs/evaluations") / ("-".join(parts) + ".json")
 
     def run(self, out: Path | None, cache: Path | None) -> Report:
-        """Ask, and write the report.
+        """Ask, and write the report; with a reranker also that of the embedder alone, and what `Fused.from_json` reads.
 
         Args:
             out: the JSON file; `home` if None.
@@ -93,31 +97,32 @@ class Evaluation:
         """
         out = out or self.home
         whole = load_benchmark(self.benchmark, self.root, on_error=self.on_error)
-        benchmark = sampled(whole, self.budget, seed=self.seed) if self.budget else whole
+        benchmark = sampled(whole, self.budget, seed=self.seed, tasks=self.tasks or None) if self.budget else whole
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
         embedder = CachedEncoder(Embedder.load(model_folder(self.model), device=self.device, vision_cache=store), store)
-        names, told = self.tasks or None, self.name
-        if self.rerank:
-            labels = (f"{told} without reranker", told)
-            both = evaluate_reranking(
-                embedder, benchmark, self._reranker(embedder, store), tasks=names, labels=labels, on_error=self.on_error
+        more: dict[str, Any] = {
+            SOURCE: source(
+                self.benchmark, self.root, budget=self.budget, seed=self.seed, tasks=self.tasks, on_error=self.on_error
             )
+        }
+        rerank = self._reranker(embedder, store) if self.rerank else None
+        label = f"{self.name} without reranker" if rerank else self.name
+        report = evaluate(embedder, benchmark, tasks=self.tasks or None, label=label, on_error=self.on_error)
+        if rerank:
+            # Written before the long work begins: whatever becomes of it, this is done.
+            _write(out.with_suffix(".alone.json"), replace(report, made=report.made | more).to_json())
+            _write(out.with_suffix(".fusion.json"), rerank.to_json())
+            both = evaluate_again(embedder, benchmark, rerank, report, label=self.name, on_error=self.on_error)
             console().print(both)
-            report, alone = both.reranked, both.alone
-        else:
-            report, alone = evaluate(embedder, benchmark, tasks=names, label=told, on_error=self.on_error), None
-        more: dict[str, Any] = {SOURCE: source(self.benchmark, self.root, self.budget, self.seed)}
+            report = both.reranked
         if self.budget:
             more["sample"] = cost_of_sample(report, whole)
         if found is not None:
             more["leaks"] = {"training data": self.leaks, **found.counts()}
         report = replace(report, made=report.made | more)
         if World.current().first:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out, report.to_json())
-            if alone is not None:
-                write_json(out.with_suffix(".alone.json"), replace(alone, made=alone.made | more).to_json())
+            _write(out, report.to_json())
             if self.benchmark in READERS and report.benchmark in BOARDS:  # own data may have such a name, too
                 write_json(out.with_suffix(".leaderboard.json"), submission([report], {"model_name": self.name}))
             if found is not None:
@@ -138,18 +143,34 @@ class Evaluation:
         return learned.fused
 
 
-def source(benchmark: str, root: Path | None = None, budget: int = 0, seed: int = 0) -> dict[str, Any]:
+def _write(file: Path, row: dict[str, Any]) -> None:
+    if World.current().first:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, row)
+
+
+def source(
+    benchmark: str,
+    root: Path | None = None,
+    *,
+    budget: int = 0,
+    seed: int = 0,
+    tasks: Sequence[str] = (),
+    on_error: OnError = "raise",
+) -> dict[str, Any]:
     """Where a benchmark lies and what was asked of it, as `benchmark_of` takes it."""
     path = Path(benchmark)
-    where = str(path.resolve()) if path.exists() else benchmark
-    return {"benchmark": where, "root": None if root is None else str(root.resolve()), "budget": budget, "seed": seed}
+    # A folder that happens to be called like a benchmark, or that is looked for below the root, is not the one beside us.
+    own = root is None and benchmark not in (SMALL, *READERS) and path.exists()
+    where = {"benchmark": str(path.resolve()) if own else benchmark, "root": None if root is None else str(root.resolve())}
+    return where | {"budget": budget, "seed": seed, "tasks": list(tasks), "on_error": on_error}
 
 
 def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | None = None) -> Benchmark:
     """The benchmark that reports are about, exactly as it was asked.
 
     Args:
-        reports: of one revision.
+        reports: of one revision, or at least with the same questions in the tasks that all of them answered.
         benchmark: what `load_benchmark` takes; what a report says if empty.
         root: as of `load_benchmark`.
 
@@ -162,10 +183,14 @@ def benchmark_of(reports: Sequence[Report], benchmark: str = "", root: Path | No
         raise ArtifactError("the reports do not say where the benchmark lies: name it with --benchmark")
     if benchmark:
         given |= {"benchmark": benchmark, "root": None if root is None else str(root)}
-    found = load_benchmark(given["benchmark"], None if given["root"] is None else Path(given["root"]))
+    below = None if given["root"] is None else Path(given["root"])
+    found = load_benchmark(given["benchmark"], below, on_error=given.get("on_error", "raise"))  # older reports do not say
     if given["budget"]:
-        found = sampled(found, given["budget"], seed=given["seed"])
-    if found.revision != reports[0].revision:
+        found = sampled(found, given["budget"], seed=given["seed"], tasks=given.get("tasks") or None)
+    answered = set.intersection(*({result.name for result in report.results} for report in reports))
+    there = digests_of(found)
+    same = all(report.digests.get(name, "") == there.get(name) for report in reports for name in answered)
+    if found.revision != reports[0].revision and not same:
         raise ArtifactError(
             f"{given['benchmark']} is {found.name} {found.revision[:12]}, but the reports are about "
             f"{reports[0].benchmark} {reports[0].revision[:12]}: name the benchmark that was asked with --benchmark"
