@@ -73,8 +73,9 @@ class Report:
         """Identity of what made the numbers, 32 hexadecimal digits.
 
         It covers weights, prompts, pre-processing, number format and device of the models, the revision of the data, the
-        version of the code and of the packages under it, also those that made vectors which were kept; neither time nor label nor the machine's name plays a part, nor does
-        how much a reranker read: within a budget of time that is never the same twice.
+        version of the code and of the packages under it, and what else made vectors that were kept. Neither time nor label nor
+        the machine's name plays a part, nor does how much a reranker read: within a budget of time that is never the same
+        twice.
         """
         about = {name: self.made.get(name) for name in ("model", "rerank", "code", "versions")}
         if others := self.made.get("vectors_of_others"):
