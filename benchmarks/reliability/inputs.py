@@ -11,7 +11,7 @@ TRIALS: tuple[Trial, ...] = (
         "A1",
         "picture files cut, flipped, spliced, zeroed or replaced, from reading to training",
         "0 crashes, at most 2 s each, every one named",
-        f"{BAD} a1",
+        f"{BAD} a1_",
         each=60,
         full=3000,
     ),

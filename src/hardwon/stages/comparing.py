@@ -37,7 +37,7 @@ def write_page(reports: Sequence[Report], found: Comparison, path: Path, benchma
         first=found.first,
         second=found.second,
         about=_about(reports, found),
-        means=tuple(_line(d) for d in sorted(found.means, key=lambda d: d.name != "all")),
+        means=tuple(_line(d, mean=True) for d in sorted(found.means, key=lambda d: d.name != "all")),
         tasks=tuple(_line(d) for d in found.tasks),
         moved=_moved(reports, found, asked) if asked is not None else (),
         missing=missing,
@@ -46,8 +46,8 @@ def write_page(reports: Sequence[Report], found: Comparison, path: Path, benchma
     write_comparison(content, path)
 
 
-def _line(row: Difference) -> Line:
-    name = f"mean: {GROUPS[row.name]}" if row.name in GROUPS else row.name
+def _line(row: Difference, mean: bool = False) -> Line:
+    name = f"mean: {GROUPS[row.name]}" if mean else row.name  # a data set may be called as a group is
     return Line(name, row.value.mean, row.value.low, row.value.high, row.p, row.verdict, row.won, row.lost)
 
 
