@@ -22,7 +22,7 @@ demo: $(VENV)/.demo
 
 test: check
 	@echo "== tests"
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/.dev
 	@echo "== style"

@@ -4,6 +4,7 @@ import gc
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ sys.path.append(str(Path(__file__).parent))  # for `import tiny`
 
 import tiny
 
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no defect
+hypothesis.settings.load_profile("unhurried")
 torch.set_num_threads(1)  # tiny matrices, and results that do not depend on the number of cores
 
 
