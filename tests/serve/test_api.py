@@ -107,7 +107,7 @@ def test_search(server, folder, model):
         ({"text": "red square"}, Item("red square"), None, False),
         ({"text": "red square", "rerank": True, "k": 12}, Item("red square"), fused, False),
         ({"image": url_of(RED), "text": "it", "instruction": "find it", "k": 3}, item(RED, "it", "find it"), None, False),
-        ({"like": 4, "exclude_self": True, "k": 5}, index.items[4], None, True),
+        ({"like": "4", "exclude_self": True, "k": 5}, index.items[4], None, True),
     )
     for request, query, rerank, own in asked:
         reply = server.post("/v1/search", request)
@@ -116,11 +116,14 @@ def test_search(server, folder, model):
         hits = reply.json()["hits"]
         assert near([hit["score"] for hit in hits], [hit.score for hit in truth])
         for hit, true in zip(hits, truth, strict=True):
-            place = index.items[hit["id"]]
+            place = index.items[true.id]
+            assert hit["id"] == str(true.id)
             assert hit["text"] == place.text and hit["images"] == [path.name for path in place.images]
+            assert hit["source"] == ("pictures" if place.images else "texts")
             assert hit["rank"] == true.rank
-    assert server.post("/v1/search", {"like": 40}).status_code == 404
-    assert server.post("/v1/search", {"like": 4, "text": "a"}).status_code == 400
+    for unknown in ("40", "-1", "../x", "x" * 60):
+        assert server.post("/v1/search", {"like": unknown}).status_code == 404
+    assert server.post("/v1/search", {"like": "4", "text": "a"}).status_code == 400
     assert server.post("/v1/search", {}).status_code == 400
 
 

@@ -178,7 +178,8 @@ def test_ctrl_c_is_the_way_to_stop(folder, tmp_path):
         server.process.join(10)
         assert server.process.exitcode == 0
         assert [line for line in server.log.read_text().splitlines() if "shards" not in line and "Loading" not in line] == [
-            f"serving at {server.url}/v1"
+            f"serving at {server.url}/v1",
+            f"to look at {server.url}/",
         ]
 
 
