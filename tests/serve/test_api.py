@@ -181,3 +181,19 @@ def test_schema_names_every_answer(server):
                 if code != "200":
                     assert reply["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorReply"}
     assert "HTTPValidationError" not in json.dumps(schema)
+
+
+def test_langchain(server, model):
+    langchain = pytest.importorskip("langchain_openai")
+    client = langchain.OpenAIEmbeddings(
+        model=NAME, base_url=f"{server.url}/v1", api_key="none", check_embedding_ctx_length=False, max_retries=0
+    )
+    assert near(client.embed_documents(list(TEXTS)), model.encode([Item(text) for text in TEXTS]))
+    assert near(client.embed_query("a"), model.encode([Item("a")])[0])
+    shorter = langchain.OpenAIEmbeddings(
+        model=NAME, base_url=f"{server.url}/v1", api_key="none", check_embedding_ctx_length=False, dimensions=8
+    )
+    assert len(shorter.embed_query("a")) == 8
+    unsuited = langchain.OpenAIEmbeddings(model=NAME, base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with pytest.raises((openai.BadRequestError, ValueError), match="check_embedding_ctx_length=False"):
+        unsuited.embed_query("a")  # it would send tokens of OpenAI's model

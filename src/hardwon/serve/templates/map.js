@@ -211,6 +211,8 @@ async function point(n, aloud = false) {
   by("tip").style.top = `${Math.max(6, Math.min(box.height - tip.height - 6, y - tip.height / 2))}px`;
 }
 
+const nameOf = (n) => (map.items.has(map.points[n].id) ? named(map.items.get(map.points[n].id)) : "");
+
 function zoom(factor, x, y) {
   const box = size(), wide = Math.min(box.width - 48, 1.6 * box.side), scale = Math.max(1, Math.min(DEEPEST, map.scale * factor));
   x ??= box.width / 2;
@@ -285,7 +287,7 @@ for (const kind of ["pointerup", "pointercancel"])
     if (n < 0) return void point(-1);
     // A finger cannot hover: its first touch shows the item, the second asks for more like it.
     if (event.pointerType !== "mouse" && n !== map.over) return void point(n);
-    moreLike(map.points[n].id);
+    moreLike(map.points[n].id, nameOf(n));
   });
 canvas.addEventListener("pointerleave", () => pointers.size || point(-1));
 canvas.addEventListener("wheel", (event) => {
@@ -299,7 +301,7 @@ canvas.addEventListener("keydown", (event) => {
   else if (event.key === "-") zoom(1 / 1.5);
   else if (event.key === "0") zoom(0);
   else if (event.key === "Escape") point(-1);
-  else if (event.key === "Enter" && map.over >= 0) moreLike(map.points[map.over].id);
+  else if (event.key === "Enter" && map.over >= 0) moreLike(map.points[map.over].id, nameOf(map.over));
   else return;
   event.preventDefault();
 });

@@ -63,8 +63,8 @@ const written = (score) => score.toFixed(3).replace("-", "−");
 
 // ---- what is asked ----
 
-function request(rerank) {
-  const made = { k: Number(by("k").value), rerank, exclude_self: state.like !== null };
+function request(rerank, least = 1) {
+  const made = { k: Math.max(least, Number(by("k").value)), rerank, exclude_self: state.like !== null };
   if (state.like !== null) return { ...made, like: state.like };
   if (by("words").value.trim()) made.text = by("words").value.trim();
   if (state.picture) made.image = state.picture;
@@ -84,11 +84,11 @@ async function search({ remember = true } = {}) {
   by("grid").classList.add("waiting");
   by("another").hidden = true;
   try {
-    const first = await ask("/v1/search", request(false), signal);
+    const first = await ask("/v1/search", request(false, rerank ? state.about.depth : 1), signal);
     if (number !== state.asked) return;
-    const took = performance.now() - start;
-    show(first.hits, null);
-    say("status", told(first.hits, took) + (rerank ? " The reranker is reading …" : ""));
+    const took = performance.now() - start, seen = first.hits.slice(0, Number(by("k").value));
+    show(seen, null);
+    say("status", told(seen, took) + (rerank ? " The reranker is reading …" : ""));
     if (rerank) {
       const second = await ask("/v1/search", request(true), signal);
       if (number !== state.asked) return;
@@ -204,11 +204,11 @@ function frame(hit) {
   return made;
 }
 
-export function moreLike(id) {
+export function moreLike(id, name = "") {
   setPicture("");
   by("words").value = "";
   state.like = id;
-  given(thumbnail(id));
+  given(thumbnail(id), name);
   choose("found");
   search();
   scrollTo({ top: 0, behavior: STILL.matches ? "auto" : "smooth" });
@@ -216,13 +216,15 @@ export function moreLike(id) {
 
 // ---- a picture, or an item to start from ----
 
-function given(source) {
-  const words = state.like !== null && !source ? "" : source;
-  by("given").hidden = !words;
+function given(source, name = "") {
+  by("given").hidden = !source;
+  by("preview").hidden = false;
   by("preview").removeAttribute("src");
-  if (words) by("preview").src = words;
+  if (source) by("preview").src = source;
   by("preview").alt = state.like === null ? "The picture you search by" : "The item you search by";
-  by("words").placeholder = state.like !== null ? "More like this one; type words to ask anew" : words ? "Add words, if you like" : "Type words" + (state.about?.pictures ? ", or drop a picture" : "");
+  by("wording").textContent = name || "this text";
+  const free = "Type words" + (state.about?.pictures ? ", or drop a picture" : "");
+  by("words").placeholder = state.like !== null ? "Type words to ask anew" : source ? "Add words, if you like" : free;
 }
 
 function setPicture(url) {
@@ -333,7 +335,7 @@ function listen() {
   by("grid").addEventListener("keydown", gridKey);
   by("grid").addEventListener("click", (event) => {
     const hit = event.target.closest(".hit");
-    if (hit) moreLike(hit.dataset.id);
+    if (hit) moreLike(hit.dataset.id, named(state.hits.find((each) => each.id === hit.dataset.id)));
   });
   by("rerank").addEventListener("change", () => search());
   by("k").addEventListener("change", () => search({ remember: false }));
@@ -392,6 +394,7 @@ function listen() {
   });
   addEventListener("popstate", restore);
   by("unlock").addEventListener("submit", unlock);
+  by("preview").addEventListener("error", () => (by("preview").hidden = true)); // a text: its words stand there
 }
 
 async function unlock(event) {
