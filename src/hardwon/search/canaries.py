@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from hardwon.artifacts import replacing
 from hardwon.errors import ArtifactError
@@ -61,9 +61,12 @@ def drift(encoder: Encoder, folder: Path, model: str) -> float | None:
     if not path.is_file() or encoder.fingerprint != model:
         return None
     try:
-        kept = load_file(path)["vectors"]
+        with safe_open(path, "numpy") as file:
+            kept, made_by = file.get_tensor("vectors"), (file.metadata() or {}).get("model")
     except (OSError, SafetensorError, KeyError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): build the index again with --rebuild") from error
+    if made_by != model:  # of a build that another has taken the place of
+        return None
     encoder = _bare(encoder)
     now = as_float32(encoder.encode(canaries(encoder)))
     if now.shape != kept.shape:

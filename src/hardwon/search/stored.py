@@ -32,7 +32,8 @@ from hardwon.search.stores.embedded import read_sealed, write_sealed
 
 FILE = "index.json"
 RECIPES = "index/manifest.json"  # of an index that a recipe has made
-_PASSING: dict[str, Any] = {"roots": {}, "settings": {}, "measured": {}, "before": ()}  # fields that change nothing for readers
+# Fields that change nothing for readers.
+_PASSING: dict[str, Any] = {"roots": {}, "settings": {}, "measured": {}, "paths": (), "before": ()}
 COPIES = 16  # fetched beyond those asked for where copies of the query are left out
 
 
@@ -58,6 +59,11 @@ class Row:
     mark: str = ""
     root: str = ""
 
+    def entry(self, base: Path) -> Entry:
+        """As stores keep it; paths become relative to `base`, where its root lies."""
+        body = {name: getattr(self, name) for name in ("content", "source", "place", "mark", "root")}
+        return Entry(self.id, json.dumps(body | {"item": self.item.to_json(base)}))
+
     @property
     def picture(self) -> Path | None:
         """The first picture to be seen of it: the image, the page, the first frame."""
@@ -77,7 +83,8 @@ class About:
         roots: folders and files that were indexed: name -> path relative to the index.
         settings: how things were read (frames of a video, resolution of a page).
         measured: what the form costs: rows, recall, k; empty if nothing was measured.
-        before: tables of earlier builds that readers may still have open.
+        paths: what was indexed, relative to the index.
+        before: store and name of the table of an earlier build that readers may still have open.
     """
 
     model: str
@@ -88,23 +95,25 @@ class About:
     roots: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
-    before: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    before: tuple[tuple[str, str], ...] = ()
 
-    def write(self, folder: Path) -> None:
-        """Put it into the folder, whole or not at all."""
-        write_sealed(folder / FILE, {"kind": "index", **asdict(self), "before": list(self.before)})
+    def write(self, file: Path) -> None:
+        """Write it to a file, whole or not at all."""
+        write_sealed(file, json.loads(json.dumps({"kind": "index", **asdict(self)})))
 
     @classmethod
-    def read(cls, folder: Path) -> About:
+    def read(cls, file: Path) -> About:
         """What `write` wrote.
 
         Raises:
             ArtifactError: not there, or damaged.
         """
-        body = read_sealed(folder / FILE)
+        body = read_sealed(file)
         body.pop("kind")
-        parts = {"space": Space(**body.pop("space")), "form": Form(**body.pop("form")), "before": tuple(body.pop("before"))}
-        return cls(**body, **parts)
+        space, form = Space(**body.pop("space")), Form(**body.pop("form"))
+        paths, before = tuple(body.pop("paths")), tuple((store, name) for store, name in body.pop("before"))
+        return cls(**body, space=space, form=form, paths=paths, before=before)
 
     def at(self, folder: Path, root: str) -> Path:
         """Where a root lies now."""
@@ -300,7 +309,7 @@ class StoredIndex:
     def _opened(self, place: Path, before: tuple[About, Store] | None) -> tuple[About, Store]:
         if place.name != FILE:
             return _recipes(self.folder)
-        about = About.read(self.folder)
+        about = About.read(self.folder / FILE)
         if before is not None and replace(before[0], **_PASSING) == replace(about, **_PASSING):
             return about, before[1]
         return about, stores.opened(self._address or about.store, self.folder, about.name, about.space, about.form)
@@ -318,19 +327,6 @@ class StoredIndex:
     def close(self) -> None:
         """Let go of files and connections."""
         self.store.close()
-
-    def payload(self, row: Row) -> Entry:
-        """A row as stores keep it."""
-        item = row.item.to_json(self.about.at(self.folder, row.root))
-        body = {
-            "content": row.content,
-            "source": row.source,
-            "place": row.place,
-            "item": item,
-            "mark": row.mark,
-            "root": row.root,
-        }
-        return Entry(row.id, json.dumps(body))
 
     def _looked(self) -> tuple[About, Store]:
         with self._looking:
@@ -413,7 +409,7 @@ def model_named(folder: Path | str) -> Path | str:
     """
     folder = Path(folder)
     if (folder / FILE).is_file():
-        model = About.read(folder).model
+        model = About.read(folder / FILE).model
     elif (folder / "model.json").is_file():
         model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
     else:

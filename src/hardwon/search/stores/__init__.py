@@ -1,5 +1,6 @@
 """Where rows and vectors are kept: embedded in a folder, in LanceDB, in PostgreSQL with pgvector, or in Qdrant."""
 
+import shutil
 from pathlib import Path
 
 from hardwon.errors import RecipeError, unknown
@@ -93,3 +94,22 @@ def create(store: str, folder: Path, name: str, space: Space, form: Form | None 
     from hardwon.search.stores.qdrant import Qdrant
 
     return Qdrant.create(folder / "qdrant" if store == "qdrant" else store, name, space)
+
+
+def drop(store: str, folder: Path, name: str) -> None:
+    """Remove a store and all its rows, whatever its vectors are; arguments as of `opened`. One that is gone is no error."""
+    kind = kind_of(store)
+    if kind == "embedded":
+        shutil.rmtree(folder / name, ignore_errors=True)
+    elif kind == "lance":
+        from hardwon.search.stores.lance import drop_table
+
+        drop_table(folder / "lance", name)
+    elif kind == "postgresql":
+        from hardwon.search.stores.postgres import drop_table as drop_from
+
+        drop_from(store, name)
+    else:
+        from hardwon.search.stores.qdrant import drop_collection
+
+        drop_collection(folder / "qdrant" if store == "qdrant" else store, name)

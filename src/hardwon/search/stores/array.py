@@ -59,9 +59,5 @@ class Array:
         """As `Store.refresh`."""
         return False
 
-    def drop(self) -> None:
-        """Raise ArtifactError."""
-        self.delete([])
-
     def close(self) -> None:
         """As `Store.close`."""

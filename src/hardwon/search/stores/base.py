@@ -168,10 +168,6 @@ class Store(Protocol):
         """See what others have written since; whether there was anything."""
         ...
 
-    def drop(self) -> None:
-        """Remove everything, the store itself too."""
-        ...
-
     def close(self) -> None:
         """Let go of files and connections."""
         ...

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,10 +237,6 @@ class Embedded:
             if len(self._head()) > 1 or any(segment.gone for segment in self._segments.values()):
                 self._merge(0)
         self.refresh()
-
-    def drop(self) -> None:
-        """As `Store.drop`."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """As `Store.close`."""

@@ -133,12 +133,6 @@ class Lance:
         changed, self._seen = self._table.version != self._seen, self._table.version
         return changed
 
-    def drop(self) -> None:
-        """As `Store.drop`."""
-        base = _lancedb().connect(str(self.folder))
-        if self.name in base.list_tables().tables:
-            base.drop_table(self.name)
-
     def close(self) -> None:
         """As `Store.close`."""
 
@@ -160,3 +154,10 @@ def _parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _among(ids: Sequence[str]) -> str:
     return f"id in ({', '.join(repr(check_id(each)) for each in ids)})"
+
+
+def drop_table(folder: Path, name: str) -> None:
+    """Remove a table. One that is gone is no error."""
+    base = _lancedb().connect(str(folder))
+    if name in base.list_tables().tables:
+        base.drop_table(name)

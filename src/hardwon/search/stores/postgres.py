@@ -150,12 +150,6 @@ class Postgres:
         """As `Store.refresh`: what others write is seen at once."""
         return False
 
-    def drop(self) -> None:
-        """As `Store.drop`."""
-        with self._cursor() as cursor:
-            cursor.execute(self._sql("drop table if exists {}"))
-            cursor.execute(f"delete from {SPACES} where name = %s", (self.name,))
-
     def close(self) -> None:
         """As `Store.close`."""
         with self._turn:
@@ -214,3 +208,11 @@ def _known(connection: Any) -> None:
 
     with contextlib.suppress(psycopg.ProgrammingError):
         register_vector(connection)
+
+
+def drop_table(address: str, name: str) -> None:
+    """Remove a table and what is known of it. One that is gone is no error."""
+    sql = _psycopg().sql
+    with _connected(address) as connection, connection.transaction():
+        connection.execute(sql.SQL("drop table if exists {}").format(sql.Identifier(name)))
+        connection.execute(f"delete from {SPACES} where name = %s", (name,))

@@ -135,11 +135,6 @@ class Qdrant:
         """As `Store.refresh`: what others write is seen at once."""
         return False
 
-    def drop(self) -> None:
-        """As `Store.drop`."""
-        with self._turn, _answers(self.address):
-            self._client.delete_collection(self.name)
-
     def close(self) -> None:
         """As `Store.close`."""
         self._client.close()
@@ -187,3 +182,13 @@ def _answers(address: str | Path) -> Iterator[None]:
         raise ArtifactError(
             f"{address} does not answer as Qdrant does ({str(error)[:200]}): check address and {KEY}"
         ) from error
+
+
+def drop_collection(address: str | Path, name: str) -> None:
+    """Remove a collection. One that is gone is no error."""
+    client = _connected(address)
+    try:
+        with _answers(address):
+            client.delete_collection(name)
+    finally:
+        client.close()
