@@ -6,9 +6,10 @@
 The server is a process of its own on loopback, started by the command line; this process is the client, and both share the
 machine.
 
-**load.** 32 connections, each sending its next request when the last is answered, against `Embedder.encode` on the same items in
-this process, in turns, medians over rounds; and the processor time of each, since clients and server share the machine. "1 text": a text of 12 words in a request. "16 texts": as many in a request, as
-indexing does. "varied": 16 texts of 2 to 100 words. "picture": one JPEG of 320 x 240 in a request, if the model reads pictures.
+**load.** 32 connections, each sending its next request when the last is answered, against `Embedder.encode` on the same items
+in this process, in turns, medians over rounds; and the processor time of each, since clients and server share the machine.
+"1 text": a text of 12 words in a request. "16 texts": as many in a request, as indexing does. "varied": 16 texts of 2 to 100
+words. "picture": one JPEG of 320 x 240 in a request, if the model reads pictures.
 Vectors must agree to a cosine of 0.99999, every request must be answered once.
 
 **overload.** Ten times as many clients as the server lets wait. Only 200 and 429 may be answered; memory of the server before
@@ -53,6 +54,7 @@ from hardwon.models import Embedder
 
 CLIENTS, NAME = 32, "served"
 WAITING = 32  # that the server of "overload" lets wait
+KINDS = ("1 text", "16 texts", "varied", "picture")
 JSON = {"content-type": "application/json"}
 
 
@@ -205,17 +207,17 @@ def body(items: Sequence[Item]) -> bytes:
     return json.dumps({"model": NAME, "input": given, "encoding_format": "base64"}).encode()
 
 
-def load(server: Server, model: Embedder, rounds: int, count: int, words: Sequence[str]) -> list[str]:
+def load(server: Server, model: Embedder, asked: argparse.Namespace, words: Sequence[str]) -> list[str]:
     """Served against offline."""
+    rounds, count = asked.rounds, asked.requests
     rows = [
         "| request | items | offline items/s | served items/s | served / offline | CPU ms an item, offline | served | "
         "client | p50 ms | p99 ms |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    kinds = ["1 text", "16 texts", "varied", *(["picture"] if "image" in model.body.modalities else [])]
-    for kind in kinds:
-        asked = requests(kind, count if kind == "1 text" else count // 4, words)
-        items, bodies = [item for each in asked for item in each], [body(each) for each in asked]
+    for kind in (kind for kind in asked.kinds if kind != "picture" or "image" in model.body.modalities):
+        sent = requests(kind, count if kind == "1 text" else count // 4, words)
+        items, bodies = [item for each in sent for item in each], [body(each) for each in sent]
         turns, seconds = [], []
         for turn in range(rounds + 1):
             start, spent = time.perf_counter(), time.process_time()
@@ -352,6 +354,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=("load", "overload", "malformed"), default=["load", "overload", "malformed"]
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of load")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=1000, help="of a round; malformed ones are ten times as many")
     parser.add_argument("--seed", type=int, default=0)
@@ -367,7 +370,7 @@ def main(arguments: Sequence[str]) -> None:
         gc.collect()
         gc.freeze()  # the client should not be looking for garbage while it measures
         with serving(place, "wait_s=60") as server:  # slow machines too answer all of it
-            lines += ["## load", "", *load(server, model, asked.rounds, asked.requests, words), ""]
+            lines += ["## load", "", *load(server, model, asked, words), ""]
     if "overload" in asked.only:
         with serving(place, f"waiting={WAITING}") as server:
             lines += ["## overload", "", *overload(server, 5 * asked.requests, words), ""]

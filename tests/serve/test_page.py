@@ -11,7 +11,7 @@ import tiny
 
 from hardwon.items import Item
 from hardwon.models import Reranker
-from hardwon.search import Fused, Index
+from hardwon.search import Fused, Index, open_index
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -79,9 +79,10 @@ def opened(browser):
     assert not said
 
 
-def told(page, words, place="#status"):
+def told(page, words, place="#status", seconds=30):
     """Waits until the page says these words."""
-    page.wait_for_function("([place, words]) => document.querySelector(place).textContent.includes(words)", arg=[place, words])
+    says = "([place, words]) => document.querySelector(place).textContent.includes(words)"
+    page.wait_for_function(says, arg=[place, words], timeout=1000 * seconds)
     return page.text_content(place)
 
 
@@ -90,11 +91,16 @@ def ids(page):
 
 
 def found(folder, model, query, k=24, rerank=None, **more):
-    hits = Index.load(folder / "idx" / "index", model).search(query, k, rerank, **more)
-    return [str(hit.id) for hit in hits]
+    return [hit.id for hit in open_index(folder / "idx", model).search(query, k, rerank, **more)]
+
+
+def kept(folder):
+    """Items of the index by their ids."""
+    return {row.id: row.item for row in open_index(folder / "idx").rows()}
 
 
 def ask(page, words):
+    page.evaluate("document.getElementById('status').textContent = ''")
     page.fill("#words", words)
     page.press("#words", "Enter")
     told(page, "The nearest")
@@ -118,19 +124,19 @@ def test_more_like_this_and_back(opened, server, folder, model):
     page = opened(f"{server.url}/?words=red+square")
     told(page, "The nearest")
     first = ids(page)
-    items = Index.load(folder / "idx" / "index", model).items
-    picture = next(id for id in first if items[int(id)].images)
+    items = kept(folder)
+    picture = next(id for id in first if items[id].images)
     page.click(f'.hit[data-id="{picture}"]')
     told(page, "More like this")
-    assert ids(page) == found(folder, model, items[int(picture)], exclude_self=True) and page.is_visible("#preview")
+    assert ids(page) == found(folder, model, items[picture], exclude_self=True) and page.is_visible("#preview")
     page.go_back()
     told(page, "The nearest")
     assert ids(page) == first and page.input_value("#words") == "red square" and page.is_hidden("#preview")
-    text = next(id for id in first if items[int(id)].text)
+    text = next(id for id in first if items[id].text)
     page.click(f'.hit[data-id="{text}"]')  # it has no picture: its words stand in its place
     told(page, "More like this")
     page.wait_for_selector("#wording", state="visible")
-    assert page.text_content("#wording") == items[int(text)].text
+    assert page.text_content("#wording") == items[text].text
 
 
 def test_pictures_chosen_pasted_and_dropped(opened, server, folder, model, tmp_path):
@@ -146,7 +152,7 @@ def test_pictures_chosen_pasted_and_dropped(opened, server, folder, model, tmp_p
     ask(page, "it")  # together with words
     assert ids(page) == found(folder, model, Item("it", (tmp_path / "red.png",)))
     page.click("#drop")
-    told(page, "The nearest")
+    page.wait_for_selector("#given", state="hidden")
     give = """([kind, content]) => {
         const data = new DataTransfer();
         const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0));
@@ -215,7 +221,7 @@ def test_by_keyboard(opened, server):
 
 def test_map(opened, server, folder, model):
     page = opened(f"{server.url}/?words=red+square#map")
-    told(page, "All 40 items", "#map-status")
+    told(page, "All 40 items", "#map-status", 120)
     assert [json.loads(text) for text in page.eval_on_selector_all(
         "#legend button", "all => all.map(each => JSON.stringify(each.textContent))"
     )] == ["pictures20", "texts20"]  # fmt: skip
@@ -231,8 +237,7 @@ def test_map(opened, server, folder, model):
     told(page, "More like this")
     assert page.is_hidden("#map") and page.get_attribute("#tab-found", "aria-selected") == "true"
     name = said[-1].rpartition(",")[0]
-    items = Index.load(folder / "idx" / "index", model).items
-    like = next(item for n, item in enumerate(items) if f"like={n}&" in f"{page.url}&")
+    like = kept(folder)[re.search(r"like=(\w+)", page.url)[1]]
     assert (like.text or like.images[0].stem.replace("-", " ")) == name
     assert (folder / "idx" / "map.safetensors").is_file()  # kept for the next start
 
@@ -265,13 +270,13 @@ def hostile(folder, tmp_path_factory):
     items = []
     for n, text in enumerate(PAYLOADS):
         path = home / "<img src=x onerror=window.hacked=1>" / f"{text.replace('/', '')[:120]}{n}.png"
-        tiny.draw("red", tiny.SHAPES[n % 4]).save(path)
+        tiny.draw("red", tiny.SHAPES[n % 4], 40 + n).save(path)
         items += [Item(text), Item(images=(path,))]
     model = Embedder.load(folder / "vlm", device="cpu")
     Index.build(model, items, progress="").save(home / "idx" / "index")
     (home / "idx" / "model.json").write_text(json.dumps({"model": "../vlm"}))
     (home / "vlm").symlink_to(folder / "vlm")
-    pairs = [Example(items[n], (Candidate(items[n + 1], origin="gold"),), items[n].text[:40]) for n in range(0, 40, 2)]
+    pairs = [Example(items[n], (Candidate(items[n + 1], origin="gold"),), PAYLOADS[1]) for n in range(0, 40, 2)]
     write_examples(home / "pairs.jsonl", pairs, home)
     settings = Mining(depth=6, keep=3, beta=0.1, min_auc=0.0, selector=Hardest())
     inputs = {"stage": {"out": "negatives", "data": str(home / "pairs.jsonl"), "root": ""}, "parents": {}}
@@ -297,6 +302,7 @@ def test_nothing_of_the_data_is_run(opened, hostile):
     page.select_option("#k", "96")
     seen = set()
     for words in (PAYLOADS[0], PAYLOADS[40], PAYLOADS[77]):
+        page.evaluate("document.getElementById('status').textContent = ''")
         page.fill("#words", words)
         page.press("#words", "Enter")
         told(page, "The reranker read")
@@ -309,7 +315,7 @@ def test_nothing_of_the_data_is_run(opened, hostile):
     page.locator(".hit").first.click()
     told(page, "More like this")
     page.click("#tab-map")
-    told(page, "All 200 items", "#map-status")
+    told(page, "All 200 items", "#map-status", 120)
     page.focus("#canvas")
     for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):
         page.keyboard.press(key)
@@ -348,15 +354,9 @@ def test_what_the_page_needs_no_key_for(hostile):
             assert client.get(path, headers={"cookie": cookie}).status_code == 200, path
         asked = {"model": PAYLOADS[0], "input": "a"}
         assert client.post("/v1/embeddings", json=asked, headers={"cookie": cookie}).status_code == 200
-        unknown = (
-            "/page/items?rows=999",
-            "/page/thumbnails/999",
-            "/page/thumbnails/..%2f..%2fetc",
-            "/page/thumbnails/0",
-            "/page/x.js",
-        )
+        unknown = ("items?rows=999", "thumbnails/999", "thumbnails/..%2f..%2fetc", f"thumbnails/{unseen}", "x.js")
         for path in unknown:
-            reply = client.get(path, headers={"cookie": cookie})
+            reply = client.get(f"/page/{path}", headers={"cookie": cookie})
             assert reply.status_code == 404 and reply.json()["error"]["message"], path
         assert client.get("/page/sample?k=x", headers={"cookie": cookie}).status_code == 400
         assert client.get("/page/items", headers={"cookie": cookie}).status_code == 400
@@ -366,7 +366,7 @@ def test_without_an_index(opened, folder, tmp_path):
     with serving.running(folder, tmp_path / "log", place="vlm") as server:
         page = opened(server.url)
         told(page, "no index")
-        assert page.is_hidden("#ask") and page.is_visible("text=/v1/embeddings")
+        assert page.is_hidden("#ask") and page.is_visible("code:has-text('/v1/embeddings')")
         with server.client() as client:
             for path in ("/page/sample", "/page/map", "/page/thumbnails/0", "/inspect"):
                 reply = client.get(path)

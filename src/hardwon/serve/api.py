@@ -22,14 +22,13 @@ from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Item
 from hardwon.models import Embedder, Pair, Reranker
 from hardwon.pictures import check_picture
-from hardwon.search import Fused
+from hardwon.search import Fused, StoredIndex
 from hardwon.serve import schemas
 from hardwon.serve.batching import Done, Unusable, Work, Worker
 from hardwon.serve.limits import Guard, Limits, Refused
 from hardwon.serve.metrics import TYPE, Metrics
 from hardwon.serve.page import Page, shown
 from hardwon.serve.replies import ANSWERS, as_json, documented, explained
-from hardwon.serve.shelf import Shelf
 
 THREADS = 32  # searches at a time, which mostly wait for the worker
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
@@ -52,7 +51,7 @@ class Served:
 
     embedder: Embedder
     name: str
-    index: Shelf | None = None
+    index: StoredIndex | None = None
     reranker: Reranker | None = None
     reranker_name: str = ""
     instructions: tuple[str, ...] = ()
@@ -238,12 +237,12 @@ class Api:
         await self._look([query], "image")
         rerank = Fused(self._queued, self.limits.rerank_depth) if asked.rerank else None
 
-        def find() -> list[Any]:
-            return index.search(query, asked.k, rerank, exclude_self=asked.exclude_self)
+        def find() -> list[dict[str, Any]]:
+            hits = index.search(query, asked.k, rerank, exclude_self=asked.exclude_self)
+            found = index.rows([str(hit.id) for hit in hits])
+            return [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit, row in zip(hits, found, strict=True)]
 
-        hits = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "query")
-        found = index.rows([str(hit.id) for hit in hits])
-        rows = [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit, row in zip(hits, found, strict=True)]
+        rows = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "query")
         return as_json({"model": self.served.name, "reranked": asked.rerank, "hits": rows})
 
     async def models(self) -> Response:
@@ -270,7 +269,7 @@ class Api:
         if asked != name:
             raise Refused(404, unknown("model", asked[:80], [name]), "model", "model_not_found")
 
-    def _query(self, asked: schemas.SearchRequest, index: Shelf) -> Item:
+    def _query(self, asked: schemas.SearchRequest, index: StoredIndex) -> Item:
         if asked.like is not None:
             if asked.text or asked.image or asked.instruction:
                 raise Refused(400, "like is a whole query: leave out text, image and instruction", "like")

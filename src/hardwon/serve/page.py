@@ -8,6 +8,7 @@ import io
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -18,11 +19,12 @@ from PIL import Image
 from hardwon.errors import BadMedia, DataError
 from hardwon.items import Picture
 from hardwon.pictures import open_picture
+from hardwon.randomness import generator
+from hardwon.search import Row, StoredIndex
 from hardwon.serve.limits import COOKIE, PAGE, Refused
 from hardwon.serve.plane import MOST, Plane
 from hardwon.serve.replies import as_json
 from hardwon.serve.report import TEMPLATES
-from hardwon.serve.shelf import Row, Shelf
 
 log = logging.getLogger(__name__)
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -60,12 +62,11 @@ class Page:
         inspection: makes the page of mined negatives; None: there is none.
     """
 
-    def __init__(self, index: Shelf | None, about: Mapping[str, Any], inspection: Callable[[], str] | None):
+    def __init__(self, index: StoredIndex | None, about: Mapping[str, Any], inspection: Callable[[], str] | None):
         self._index, self._inspection, self._inspected = index, inspection, ""
-        held = {"items": len(index) if index else 0, "fingerprint": _mark(index), "negatives": inspection is not None}
-        self._about = {**about, **held, "endpoints": ENDPOINTS}
+        self._about = {**about, "negatives": inspection is not None, "endpoints": ENDPOINTS}
         self._thumbnails = Thumbnails()
-        self._plane: tuple[Plane, list[Row]] | None = None
+        self._drawn: _Drawn | None = None
         # Apart from searches, which should not wait for pictures.
         self._threads, self._one = anyio.CapacityLimiter(2), anyio.Lock()
 
@@ -97,12 +98,13 @@ class Page:
 
     def close(self) -> None:
         """Stop what is being computed."""
-        if self._plane is not None:
-            self._plane[0].close()
+        if self._drawn is not None:
+            self._drawn.plane.close()
 
     async def about(self) -> Response:
         """What is served."""
-        return as_json(self._about)
+        held = 0 if self._index is None else len(self._index)
+        return as_json({**self._about, "items": held, "fingerprint": _mark(self._index)})
 
     async def items(self, rows: str) -> Response:
         """Rows of the index by their ids, with commas between."""
@@ -111,9 +113,9 @@ class Page:
 
     async def sample(self, k: int = 24, seed: int = 0) -> Response:
         """Some rows of the index, drawn at random."""
-        index = self._there()
-        drawn, _ = await self._run(lambda: index.sample(max(1, min(k, AT_ONCE)), seed))
-        return as_json({"items": [shown(row) for row in drawn]})
+        rows = (await self._draw()).rows
+        chosen = generator(seed, "page").sample(rows, max(1, min(k, AT_ONCE, len(rows))))
+        return as_json({"items": [shown(row) for row in chosen]})
 
     async def thumbnail(self, row: str) -> Response:
         """The first picture of a row, small."""
@@ -134,18 +136,14 @@ class Page:
 
     async def map(self) -> Response:
         """Where every item lies on the map, or that it is being computed."""
-        index = self._there()
-        async with self._one:
-            if self._plane is None:
-                self._plane = await self._run(lambda: _planned(index))
-        plane, rows = self._plane
+        drawn = await self._draw()
         try:
-            points = await self._run(plane.points)
+            points = await self._run(drawn.plane.points)
         except RuntimeError as error:
             raise Refused(500, str(error), code="internal_error") from None
         if points is None:
-            return as_json({"state": "computing", "seconds": plane.seconds})
-        return as_json({"state": "ready", "total": len(index), **_coloured(rows), **_columns(points)})
+            return as_json({"state": "computing", "seconds": drawn.plane.seconds})
+        return as_json({"state": "ready", "total": drawn.held, **_coloured(drawn.rows), **_columns(points)})
 
     async def inspect(self) -> Response:
         """The page of mined negatives, which brings its own policy."""
@@ -157,7 +155,16 @@ class Page:
         told = {name: value for name, value in SAFE.items() if name != "content-security-policy"}
         return Response(self._inspected.encode("utf-8", "replace"), media_type="text/html", headers=told)
 
-    def _there(self) -> Shelf:
+    async def _draw(self) -> "_Drawn":
+        """What the map shows; drawn again when the index has grown or shrunk."""
+        index = self._there()
+        async with self._one:
+            if self._drawn is None or self._drawn.held != len(index):
+                self.close()
+                self._drawn = await self._run(lambda: _drawn(index))
+            return self._drawn
+
+    def _there(self) -> StoredIndex:
         if self._index is None:
             raise Refused(404, "this server has no index: start it with one", code="not_found")
         return self._index
@@ -196,9 +203,17 @@ class Thumbnails:
         return made
 
 
-def _planned(index: Shelf) -> tuple[Plane, list[Row]]:
+@dataclass(frozen=True)
+class _Drawn:
+    held: int  # rows of the index when it was drawn from
+    rows: list[Row]
+    plane: Plane
+
+
+def _drawn(index: StoredIndex) -> _Drawn:
+    held = len(index)
     rows, vectors = index.sample(MOST)
-    return Plane([row.id for row in rows], vectors, index.folder), rows
+    return _Drawn(held, rows, Plane([row.id for row in rows], vectors, index.folder))
 
 
 def _coloured(rows: list[Row]) -> dict[str, Any]:
@@ -218,8 +233,8 @@ def _columns(points: Any) -> dict[str, list[float]]:
     return {name: [round(value, 4) for value in points[:, n].tolist()] for n, name in enumerate("xy")}
 
 
-def _mark(index: Shelf | None) -> str:
-    """Names an index in addresses of its thumbnails."""
+def _mark(index: StoredIndex | None) -> str:
+    """Names an index in addresses of its thumbnails, which browsers keep; another after a restart and when it has changed."""
     return "" if index is None else str(abs(hash((str(index.folder), len(index)))))
 
 

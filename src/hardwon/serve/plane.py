@@ -1,6 +1,6 @@
 """The map of an index: its vectors in two dimensions, by t-SNE on their principal components.
 
-It is computed by a process of its own at the lowest priority, so that requests do not wait for it, and kept beside the index.
+It is computed by a process of its own at a low priority, so that requests do not wait for it, and kept beside the index.
 
     python -m hardwon.serve.plane VECTORS.safetensors OUT.safetensors
 """
@@ -146,7 +146,7 @@ class Plane:
 def main(arguments: Sequence[str]) -> None:
     """See the module's text."""
     with contextlib.suppress(OSError):
-        os.nice(19)
+        os.nice(10)
     save_file({"points": flattened(load_file(arguments[0])["vectors"])}, arguments[1])
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, MissingExtra, RecipeError
 from hardwon.models import Embedder, Reranker
-from hardwon.search import Index
-from hardwon.stages.measure import model_of
+from hardwon.search import is_index, model_named, open_index
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -53,17 +52,16 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
     from hardwon.serve import app
     from hardwon.serve.api import Served
     from hardwon.serve.limits import Limits
-    from hardwon.serve.shelf import Shelf
 
     key = _key(key_name)
     app.check_host(host, key)
     chosen = Limits().changed(_settings(limits))
     inspection = None if negatives is None else inspected(negatives)
     folder, index = Path(place), None
-    if (folder / "model.json").is_file():
-        where = model_of(folder)
+    if is_index(folder):
+        where = model_named(folder)
         embedder = Embedder.load(where, device=device)
-        index = Shelf(Index.load(folder / "index", embedder), folder)
+        index = open_index(folder, embedder)
     elif (folder / "manifest.json").is_file():
         raise ArtifactError(f"{folder} holds neither an index nor a model: make an index with `hardwon index`")
     else:
