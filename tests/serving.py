@@ -15,6 +15,7 @@ import httpx2
 import tiny
 
 NAME, RANKER = "served/vlm", "served/reranker"
+OUTBOUND = "outbound:"
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -87,6 +88,7 @@ def running(folder, log, *arguments, place="idx", **environment):
     finally:
         process.kill()
         process.join()
+    assert OUTBOUND not in log.read_text()  # no server of any test looks anything up or connects to anybody
 
 
 def _main(arguments, log, environment):
@@ -94,6 +96,7 @@ def _main(arguments, log, environment):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
+    sys.addaudithook(_watch)
     import torch
 
     from hardwon import cli
@@ -103,6 +106,14 @@ def _main(arguments, log, environment):
     Embedder.encode = _obedient(Embedder.encode)
     sys.argv = ["hardwon", *arguments]
     cli.main()
+
+
+def _watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        place = arguments[0] if event.startswith("socket.get") else arguments[1]
+        host = place[0] if isinstance(place, tuple) else place
+        if str(host) not in ("127.0.0.1", "::1", "localhost"):
+            os.write(2, f"{OUTBOUND} {event} {host}\n".encode())
 
 
 def _obedient(encode):

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.reliability.pytests import by_tests
 from benchmarks.reliability.trial import Outcome, Trial
-from benchmarks.serve import NAME, Server, body, jpeg, nonsense, serving, together
+from benchmarks.serve import NAME, Server, body, jpeg, nonsense, serving, together, url
 from hardwon.items import Item
 from hardwon.models import Embedder
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import tiny
 
+LIMITS = "tests/serve/test_limits.py"
 BATCH = 500  # requests that are held in memory here at a time
 
 
@@ -147,9 +149,143 @@ def concurrent(count: int, seed: int) -> Outcome:
     return Outcome(count, failed, f"smallest cosine with the vector of one call {worst:.7f}")
 
 
+def waiting(count: int, seed: int) -> Outcome:
+    """G4: 64 clients of a server that lets 16 requests wait."""
+    bodies = [body([Item(f"a red square {seed} {n}")]) for n in range(count)]
+    with served("waiting=16") as (server, _):
+        together(server.url, bodies[:200], 16)
+        calm = np.percentile(together(server.url, bodies[: min(count, 1000)], 16)[1], 99)
+        before, counts, accepted, bad = server.memory, Counter[int](), [], 0
+        for start in range(0, count, 20 * BATCH):
+            replies, seconds = together(server.url, bodies[start : start + 20 * BATCH], 64)
+            counts.update(reply.status_code for reply in replies)
+            bad += sum(reply.status_code == 429 and "retry-after" not in reply.headers for reply in replies)
+            accepted += [s for s, reply in zip(seconds, replies, strict=True) if reply.status_code == 200]
+        grown, start = server.memory - before, time.perf_counter()
+        again, _ = together(server.url, bodies[:20], 1)
+        recovered = time.perf_counter() - start
+    pressed = np.percentile(accepted, 99)
+    bad += sum(n for status, n in counts.items() if status not in (200, 429)) + (recovered > 5) + (pressed > 2 * calm)
+    bad += sum(reply.status_code != 200 for reply in again)
+    told = f"answers {dict(counts)}; p99 of what was accepted {1000 * pressed:.0f} ms, {1000 * calm:.0f} ms with 16 clients; "
+    return Outcome(count, bad, f"{told}memory {grown:+.0f} MB; 20 requests afterwards in {recovered:.1f} s")
+
+
+def lasting(count: int, seed: int) -> Outcome:
+    """G5: right and wrong requests for as long as it takes; memory and open files, after the first fifth."""
+    draw, pictures = random.Random(seed), [{"image": url(jpeg(n))} for n in range(4)]
+    bad = ({"model": "other", "input": "a"}, {"model": NAME, "input": 3}, {"model": NAME, "input": [{"image": url(b"<html>")}]})
+    wrong = (b"{", b"[]", *(json.dumps(each).encode() for each in bad))
+
+    def one() -> bytes:
+        kind = draw.random()
+        if kind < 0.2:
+            return draw.choice(wrong)
+        given = draw.choice(pictures) if kind < 0.22 else f"a red {draw.random()}"
+        return json.dumps({"model": NAME, "input": [given] * draw.randint(1, 3), "encoding_format": "base64"}).encode()
+
+    counts, points = Counter[int](), []
+    with served() as (server, _):
+        for done in range(0, count, BATCH):
+            replies, _ = together(server.url, [one() for _ in range(min(BATCH, count - done))], 32)
+            counts.update(reply.status_code for reply in replies)
+            files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+            points.append((done + len(replies), server.memory, files))
+    warm = points[len(points) // 5 :]
+    slope = 1e4 * float(np.polyfit([n for n, *_ in warm], [mb for _, mb, _ in warm], 1)[0]) if len(warm) > 2 else 0.0
+    failed = sum(n for status, n in counts.items() if status not in (200, 400, 404, 422)) + (slope > 1)
+    failed += (
+        max(files for *_, files in warm) > min(files for *_, files in warm) + 40
+    )  # connections of clients that have just gone
+    told = (
+        f"{slope:+.2f} MB in 10,000 requests after the first fifth; {warm[0][1]:.0f} MB then, {warm[-1][1]:.0f} MB at the end"
+    )
+    return Outcome(count, int(failed), f"{told}; open files {warm[0][2]} and {warm[-1][2]}; answers {dict(counts)}")
+
+
+def held(count: int, seed: int) -> Outcome:
+    """G7: a tiny model under 32 clients, one text or picture in a request, against one client."""
+    texts = [body([Item(f"a red square {seed} {n}")]) for n in range(count)]
+    pictures = [body([Item(images=(jpeg(n % 50),))]) for n in range(max(64, count // 5))]
+    with served() as (server, _):
+        together(server.url, texts[:200], 32)
+        rates, slowest, errors = [], [], 0
+        for bodies, clients in ((texts, 32), (texts[: count // 8], 1), (pictures, 32)):
+            start = time.perf_counter()
+            replies, seconds = together(server.url, bodies, clients)
+            rates.append(len(bodies) / (time.perf_counter() - start))
+            slowest.append(1000 * np.percentile(seconds, 99))
+            errors += sum(reply.status_code != 200 for reply in replies)
+    told = f"{rates[0]:.0f} texts and {rates[2]:.0f} pictures a second, p99 {slowest[0]:.0f} and {slowest[2]:.0f} ms; "
+    short = errors + (rates[0] < 300) + (rates[2] < 60) + (max(slowest[0], slowest[2]) > 300)
+    return Outcome(count, int(short), f"{told}one client alone {rates[1]:.0f} texts a second; {errors} errors")
+
+
+def stopped(count: int, seed: int) -> Outcome:
+    """G8: SIGTERM while 24 clients wait, again and again; what was accepted is answered, and the process ends."""
+    failed, slowest = 0, 0.0
+    for n in range(count):
+        with served() as (server, _):
+            asked = [body([Item(f"a {seed} {n} {m}")] * 200) for m in range(24)]
+            host, port = server.url.removeprefix("http://").split(":")
+            clients = [socket.create_connection((host, int(port)), timeout=60) for _ in asked]
+            for client, made in zip(clients, asked, strict=True):
+                head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+                client.sendall(f"{head}{len(made)}\r\n\r\n".encode() + made)
+            import httpx2
+
+            end = time.monotonic() + 20
+            while time.monotonic() < end:  # until all of them have been read
+                rows = httpx2.get(f"{server.url}/metrics", trust_env=False).text.splitlines()
+                done = sum(float(r.split()[-1]) for r in rows if r.startswith('hardwon_requests_total{path="/v1/embeddings"'))
+                if done + float(next(r for r in rows if r.startswith("hardwon_pending_requests")).split()[1]) >= len(asked):
+                    break
+            start = time.perf_counter()
+            server.process.terminate()
+            for client in clients:
+                failed += not client.recv(20).startswith(b"HTTP/1.1 200")
+                client.close()
+            server.process.wait(20)
+            slowest = max(slowest, time.perf_counter() - start)
+    return Outcome(
+        count, failed + (slowest > 10), f"24 requests each time, {failed} not answered; the end took {slowest:.1f} s at most"
+    )
+
+
 TRIALS = (
     Trial("G3", "bodies up to 60 MB, 10,000 inputs, deep or compressed JSON, slow connections", "4xx, < 100 MB", 500, bombs),
+    Trial("G4", "64 clients of a server that lets 16 wait", "200 or 429 only, p99 at most doubled", 20_000, waiting),
+    Trial("G5", "right and wrong requests, one after the other", "below 1 MB in 10,000", 200_000, lasting),
     Trial("G6", "requests that make no sense", "0 answers of 500 and above, all errors in OpenAI's form", 10_000, malformed),
+    by_tests(
+        "G6 schema",
+        "requests made from the OpenAPI schema, right and wrong",
+        "no 5xx, every answer as documented",
+        "tests/serve/test_schema.py",
+        each=150,
+        full=5_000,
+    ),
+    Trial("G7", "32 clients of a tiny model", "300 texts, 60 pictures a second; p99 300 ms", 4_000, held),
     Trial("G8", "clients that go while they wait", "0 requests left, others answered", 1_000, cancelled),
+    Trial("G8 stop", "SIGTERM while 24 clients wait", "all answered, the end within 10 s", 5, stopped),
+    by_tests(
+        "G10",
+        "addresses, keys, names, origins",
+        "nothing without a key but this machine",
+        f"{LIMITS} keys or who_may or name",
+        each=40,
+        full=40,
+    ),
+    by_tests(
+        "G11", "planted secrets in every part of requests", "none written down", "tests/serve/test_secrets.py", each=20, full=20
+    ),
+    by_tests(
+        "G12",
+        "texts and names that try to run in the page",
+        "0 run, 0 fetched",
+        "tests/serve/test_page.py data_is_run",
+        each=100,
+        full=100,
+    ),
     Trial("G14", "32 clients against one call", "0 answers swapped, cosine >= 0.99999", 10_000, concurrent),
 )

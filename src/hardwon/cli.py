@@ -10,6 +10,7 @@ import typer
 
 from hardwon.commands.evaluate import EVALUATE, compare, evaluate
 from hardwon.commands.recipes import Only, Out, Recipe, Set, hide_loading, run_verb, stages_of, workspace_at
+from hardwon.commands.serve import serve
 from hardwon.errors import ArtifactError, HardwonError, ModelError
 from hardwon.items import Item
 
@@ -51,13 +52,14 @@ def run(recipe: Recipe, out: Out, settings: Set) -> None:
     clock = time.monotonic()
     made = workspace.run_all(stages)
     reports = [workspace.root / s.out / "report.html" for s in stages if s.kind == "report"]
-    from hardwon.stages.summary import show
+    from hardwon.stages.summary import page_command, show
 
     show(workspace, stages, made, time.monotonic() - clock)
     for report in reports:
         typer.echo(f"\nOpen the report:  python3 -m webbrowser file://{report.resolve()}")
     for stage in (s for s in stages if s.kind == "index"):
         typer.echo(f'Search the index: hardwon search {workspace.root / stage.out} "your words" [--image picture.png]')
+        typer.echo(f"Search page:      {page_command(workspace.root, stage, stages)}")
 
 
 @app.command()
@@ -269,45 +271,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
-def serve(
-    place: Annotated[
-        str,
-        typer.Argument(
-            help="An index made by `hardwon index` or `hardwon run`, a model's folder, or a name on the hub.",
-            metavar="INDEX_OR_MODEL",
-            show_default=False,
-        ),
-    ],
-    rerank: Annotated[str, typer.Option(help="A reranker's folder, or a name on the hub.")] = "",
-    host: Annotated[str, typer.Option(help="Address to listen at; one that others reach needs --api-key-env.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
-    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key clients must send.")] = "",
-    name: Annotated[str, typer.Option(help="What clients call the model; the end of its path if left out.")] = "",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is if left out.")] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(help="Set a limit of `hardwon.serve.limits.Limits`: NAME=VALUE, as timeout_s=30. May be repeated."),
-    ] = None,
-) -> None:
-    """Serve embeddings, reranking and search to OpenAI's, Cohere's and Jina's clients, until Ctrl-C.
-
-    Pictures are sent as data: URLs: no address is fetched and no file is opened for a client.
-    """
-    from hardwon.stages.serving import serve as start
-
-    hide_loading()
-    start(
-        place,
-        rerank=rerank,
-        host=host,
-        port=port,
-        key_name=api_key_env,
-        name=name,
-        device=device,
-        limits=limit or (),
-        ready=lambda url: typer.echo(f"serving at {url}/v1"),
-    )
+app.command()(serve)
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def test_clips_of_a_moment(tasks):
 
 
 def test_eight_frames_are_taken_in_the_order_of_their_numbers(tmp_path):
-    from hardwon.evaluation.frames import frames_of
+    from hardwon.data.frames import frames_of
 
     for n in (*range(1, 22), 100):
         mmeb.draw(tmp_path / f"clip/frame_{n}.png", n)
@@ -157,7 +157,7 @@ def film(path, count=30):
 def test_frames_are_read_from_a_film_once(tmp_path):
     from PIL import Image
 
-    from hardwon.evaluation.frames import frames_of
+    from hardwon.data.frames import frames_of
 
     film(tmp_path / "videos/a.mp4")
     names = frames_of(tmp_path, "frames/a", "videos/a")
@@ -172,7 +172,7 @@ def test_a_film_that_two_processes_read_is_read_by_both(tmp_path, monkeypatch):
     import shutil
     from pathlib import Path
 
-    from hardwon.evaluation.frames import frames_of
+    from hardwon.data.frames import frames_of
 
     film(tmp_path / "a.mp4")
     rename = Path.rename
@@ -187,8 +187,8 @@ def test_a_film_that_two_processes_read_is_read_by_both(tmp_path, monkeypatch):
 
 
 def test_frames_that_cannot_be_kept_are_told(tmp_path):
+    from hardwon.data.frames import frames_of
     from hardwon.errors import DataError
-    from hardwon.evaluation.frames import frames_of
 
     film(tmp_path / "a.mp4")
     (tmp_path / "frames").write_bytes(b"a file")
@@ -197,8 +197,8 @@ def test_frames_that_cannot_be_kept_are_told(tmp_path):
 
 
 def test_a_film_that_is_none_is_told(tmp_path):
+    from hardwon.data.frames import frames_of
     from hardwon.errors import BadMedia
-    from hardwon.evaluation.frames import frames_of
 
     (tmp_path / "a.mp4").write_bytes(b"no film " * 40)
     with pytest.raises(BadMedia, match=r"a\.mp4 cannot be read as a video"):
@@ -209,8 +209,8 @@ def test_a_film_that_is_none_is_told(tmp_path):
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
     import sys
 
+    from hardwon.data.frames import frames_of
     from hardwon.errors import MissingExtra
-    from hardwon.evaluation.frames import frames_of
 
     (tmp_path / "a.mp4").write_bytes(b"film")
     monkeypatch.setitem(sys.modules, "av", None)

@@ -12,7 +12,7 @@ from serving import NAME, RANKER, url_of
 
 from hardwon.items import Item
 from hardwon.models import Reranker
-from hardwon.search import Fused, Index
+from hardwon.search import Fused, open_index
 
 TEXTS = ("red square", "the blue circle", "a")
 RED, BLUE = tiny.draw("red", "square"), tiny.draw("blue", "circle")
@@ -101,13 +101,14 @@ def test_rerank(server, folder):
 
 
 def test_search(server, folder, model):
-    index = Index.load(folder / "idx" / "index", model)
+    index = open_index(folder / "idx", model)
     fused = Fused(Reranker.load(folder / "reranker", device="cpu"), 10)
+    rows = index.rows()
     asked = (
         ({"text": "red square"}, Item("red square"), None, False),
         ({"text": "red square", "rerank": True, "k": 12}, Item("red square"), fused, False),
         ({"image": url_of(RED), "text": "it", "instruction": "find it", "k": 3}, item(RED, "it", "find it"), None, False),
-        ({"like": 4, "exclude_self": True, "k": 5}, index.items[4], None, True),
+        ({"like": rows[4].id, "exclude_self": True, "k": 5}, rows[4].item, None, True),
     )
     for request, query, rerank, own in asked:
         reply = server.post("/v1/search", request)
@@ -116,11 +117,13 @@ def test_search(server, folder, model):
         hits = reply.json()["hits"]
         assert near([hit["score"] for hit in hits], [hit.score for hit in truth])
         for hit, true in zip(hits, truth, strict=True):
-            place = index.items[hit["id"]]
-            assert hit["text"] == place.text and hit["images"] == [path.name for path in place.images]
+            row = index.row(true.id)
+            assert (hit["id"], hit["source"], hit["place"]) == (row.id, row.source, row.place)
+            assert hit["text"] == row.item.text and hit["images"] == [path.name for path in row.item.images]
             assert hit["rank"] == true.rank
-    assert server.post("/v1/search", {"like": 40}).status_code == 404
-    assert server.post("/v1/search", {"like": 4, "text": "a"}).status_code == 400
+    for unknown in ("40", "-1", "../x", "x" * 60):
+        assert server.post("/v1/search", {"like": unknown}).status_code == 404
+    assert server.post("/v1/search", {"like": rows[4].id, "text": "a"}).status_code == 400
     assert server.post("/v1/search", {}).status_code == 400
 
 
@@ -178,3 +181,19 @@ def test_schema_names_every_answer(server):
                 if code != "200":
                     assert reply["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorReply"}
     assert "HTTPValidationError" not in json.dumps(schema)
+
+
+def test_langchain(server, model):
+    langchain = pytest.importorskip("langchain_openai")
+    client = langchain.OpenAIEmbeddings(
+        model=NAME, base_url=f"{server.url}/v1", api_key="none", check_embedding_ctx_length=False, max_retries=0
+    )
+    assert near(client.embed_documents(list(TEXTS)), model.encode([Item(text) for text in TEXTS]))
+    assert near(client.embed_query("a"), model.encode([Item("a")])[0])
+    shorter = langchain.OpenAIEmbeddings(
+        model=NAME, base_url=f"{server.url}/v1", api_key="none", check_embedding_ctx_length=False, dimensions=8
+    )
+    assert len(shorter.embed_query("a")) == 8
+    for tokens in ([1, 2], [[1, 2]]):  # what it sends without that setting: numbers of OpenAI's model
+        reply = server.post("/v1/embeddings", {"model": NAME, "input": tokens})
+        assert reply.status_code == 400 and "check_embedding_ctx_length=False" in reply.json()["error"]["message"]

@@ -140,23 +140,58 @@ def test_pages_under_another_name(server):
         assert not any(name.startswith("access-control") for name in reply.headers)
 
 
+def addresses(port):
+    """Ways to name this machine, its neighbours and others."""
+    hosts = ("127.0.0.1", "localhost", "[::1]", "0x7f000001", "2130706433", "0177.0.0.1", "127.1", "[::ffff:127.0.0.1]")
+    hosts += ("0.0.0.0", "a@127.0.0.1", "127.0.0.1.", "localhost.", "[::]", "[2002:7f00:1::]", "127.0.0.1%00", "①②⑦.0.0.1")
+    made = [f"{kind}://{host}:{port}/a.png" for kind in ("http", "https", "ftp", "HTTP") for host in hosts]
+    far = ("169.254.169.254/latest", "10.0.0.1", "100.64.0.1", "192.168.0.1", "metadata.internal", "example.org/a.png")
+    made += [f"http://{host}" for host in far]
+    return [
+        *made,
+        "gopher://x",
+        "//x/y",
+        "http:127.0.0.1",
+        "https:/\\127.0.0.1",
+        "dict://127.0.0.1:1",
+        "javascript:0",
+        "blob:x",
+    ]
+
+
+def paths(secret):
+    """Ways to name a file."""
+    name = str(secret)
+    made = [name, f"file://{name}", f"FILE://localhost{name}", f"file:{name}", f"\x00{name}", f"{name}\x00.png", f"~{name}"]
+    made += ["/proc/self/environ", "/proc/self/fd/3", "/dev/stdin", "C:\\x", "\\\\host\\share\\x.png", "data", "-", "."]
+    made += [f"{up * n}{name.lstrip('/')}" for n in range(1, 10) for up in ("../", "..%2f", "%2e%2e/", "..\\", "....//")]
+    return made
+
+
+def message(url):
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
 def test_no_address_is_fetched_and_no_file_opened(server, tmp_path):
     secret = tmp_path / "secret.png"
     serving.tiny.draw("red", "square").save(secret)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, server.client() as client:
         port = listener.getsockname()[1]
         listener.settimeout(0.2)
-        hosts = ("127.0.0.1", "localhost", "[::1]", "0x7f000001", "2130706433", "127.1", "[::ffff:127.0.0.1]", "a@127.0.0.1")
-        urls = [f"{kind}://{host}:{port}/a.png" for kind in ("http", "https", "ftp", "HTTP") for host in hosts]
-        urls += ["http://169.254.169.254/latest/meta-data", "gopher://x", "//x/y", f"file://{secret}", str(secret), "C:\\x"]
-        urls += [f"../../{secret}", "data", "javascript:0", f"\x00{secret}", "/proc/self/environ"]
-        for url in urls:
-            reply = server.post("/v1/embeddings", {"model": NAME, "input": [{"image": url}]})
-            error = reply.json()["error"]
-            assert (reply.status_code, error["code"], error["param"]) == (400, "picture_not_inline", "input[0]"), url
-            assert "data:image/png;base64" in error["message"]
+        for url in [*addresses(port), *paths(secret)]:
+            asked = (
+                ("/v1/embeddings", {"model": NAME, "input": [{"image": url}]}, "input[0]"),
+                ("/v1/embeddings", {"model": NAME, "messages": [message(url)]}, "messages[0]"),
+                ("/v1/rerank", {"query": "a", "documents": [{"image": url}]}, "documents[0]"),
+                ("/v1/search", {"image": url}, "image"),
+            )
+            for path, body, field in asked:
+                reply = client.post(path, json=body)
+                error = reply.json()["error"]
+                assert (reply.status_code, error["code"], error["param"]) == (400, "picture_not_inline", field), url
+                assert "data:image/png;base64" in error["message"]
         for url in (f"data:{secret}", "data:image/png,abc", "data:;base64,%%%", "data:image/png;base64,", "data:,"):
-            reply = server.post("/v1/embeddings", {"model": NAME, "input": [{"image": url}]})
+            reply = client.post("/v1/embeddings", json={"model": NAME, "input": [{"image": url}]})
             assert (reply.status_code, reply.json()["error"]["code"]) == (400, "picture_not_base64"), url
         with pytest.raises(TimeoutError):
             listener.accept()

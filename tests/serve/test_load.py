@@ -171,6 +171,37 @@ def test_what_was_accepted_is_answered_before_the_end(folder, tmp_path):
             server.embed("a")
 
 
+def test_killed_under_load_and_started_again(folder, tmp_path, model):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    truth, answered, broken = model.encode([Item(f"a {n}") for n in range(2000)]), [], 0
+
+    def client(server, start):
+        done = []
+        with server.client() as connection:
+            for n in range(start, start + 250):
+                try:
+                    reply = connection.post("/v1/embeddings", json={"model": NAME, "input": f"a {n}"})
+                    done.append((n, reply.json()["data"][0]["embedding"]))
+                except httpx2.HTTPError:
+                    return done, 1
+        return done, 0
+
+    with serving.running(folder, tmp_path / "1", "--port", port) as server, ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(client, server, 250 * n) for n in range(8)]
+        assert server.embed("a").is_success
+        time.sleep(0.2)
+        server.stop(signal.SIGKILL)
+        for job in jobs:
+            done, failed = job.result()
+            answered, broken = answered + done, broken + failed
+    assert broken and answered  # clients are told by the connection, and what was answered was right
+    assert all((np.array(vector) * truth[n]).sum() > 0.99999 for n, vector in answered)
+    with serving.running(folder, tmp_path / "2", "--port", port) as server:
+        assert server.url.endswith(port) and server.embed("a 0").is_success
+        assert server.post("/v1/search", {"text": "red square"}).json()["hits"]
+
+
 def test_ctrl_c_is_the_way_to_stop(folder, tmp_path):
     with serving.running(folder, tmp_path / "log", place="vlm") as server:
         assert server.embed("a").status_code == 200
@@ -178,7 +209,8 @@ def test_ctrl_c_is_the_way_to_stop(folder, tmp_path):
         server.process.join(10)
         assert server.process.exitcode == 0
         assert [line for line in server.log.read_text().splitlines() if "shards" not in line and "Loading" not in line] == [
-            f"serving at {server.url}/v1"
+            f"serving at {server.url}/v1",
+            f"to look at {server.url}/",
         ]
 
 

@@ -13,8 +13,8 @@ Forms of a row:
 - captions: a folder with `captions.csv`, `captions.jsonl` or `metadata.jsonl` (columns `file_name`, `text`), or with
   `name.txt` beside `name.png`; the caption is the query, the picture its positive.
 
-Text is always text: never a path, never fetched. Pictures are named by paths that stay under the root. Blank lines are
-not rows.
+Text is always text: never a path, never fetched. Pictures are named by paths that stay under the root; with `urls`, an https
+address of an allowed host may stand in their place. Blank lines are not rows.
 """
 
 import functools
@@ -33,6 +33,7 @@ from hardwon.artifacts import write_atomically
 from hardwon.data.read_files import Record, pictures_below, read_records
 from hardwon.data.read_rows import Rows
 from hardwon.errors import BadRow, BadRows, DataError, OnError, RecipeError, unknown
+from hardwon.fetch import AllowedHosts, Fetched, urls_in
 from hardwon.items import Example, Item, resolve
 from hardwon.progress import bar
 
@@ -100,6 +101,7 @@ def read(
     on_error: OnError = "raise",
     max_bad_fraction: float = 0.01,
     decode_pictures: bool = False,
+    urls: AllowedHosts | None = None,
 ) -> Dataset:
     """Read training data: `.json` (a list), `.jsonl`, `.csv`, `.tsv`, `.parquet`, or a folder of pictures with captions.
 
@@ -113,6 +115,8 @@ def read(
         max_bad_fraction: with "skip", the share of bad rows (0 to 1) above which reading fails all the same.
         decode_pictures: decode every picture, which finds damage in the middle of one too but takes milliseconds for
             each; without it headers and ends are looked at.
+        urls: fetch pictures that are named by https addresses from these hosts, once, into `fetched` below the root; see
+            `hardwon.fetch`. None, the default: an address in place of a picture is a bad row.
 
     Returns:
         The examples, with the bad rows in `Dataset.bad`.
@@ -130,7 +134,11 @@ def read(
         raise DataError(f"{path} cannot be read ({error}): check its permissions") from error
     if not records:
         raise DataError(f"{path} is empty: it holds no rows")
-    rows = Rows(root or (path if path.is_dir() else path.parent), decode_pictures)
+    root = root or (path if path.is_dir() else path.parent)
+    fetched = None if urls is None else Fetched(root, urls)
+    if fetched is not None:
+        fetched.bring(url for record in records for url in urls_in(record.row))
+    rows = Rows(root, decode_pictures, fetched)
     return collect(path, records, rows, on_error=on_error, max_bad_fraction=max_bad_fraction)
 
 

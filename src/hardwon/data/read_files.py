@@ -62,7 +62,7 @@ def read_records(path: Path) -> Iterator[Record]:
     if path.is_dir():
         return _folder_records(path)
     if not path.exists():
-        raise DataError(_missing(path))
+        raise DataError(missing_path(path))
     kind = path.suffix.lower()
     if kind not in _READERS:
         raise DataError(f"{path}: {unknown('kind of file', kind, [*_READERS, 'a folder of pictures'])}")
@@ -72,7 +72,7 @@ def read_records(path: Path) -> Iterator[Record]:
 def read_table(path: Path) -> Iterator[Record]:
     """Every row of one file, whatever its columns are called. Raises DataError as `read_records` does."""
     if not path.is_file():
-        raise DataError(_missing(path))
+        raise DataError(missing_path(path))
     kind = path.suffix.lower()
     if kind not in _READERS:
         raise DataError(f"{path}: {unknown('kind of file', kind, _READERS)}")
@@ -82,8 +82,8 @@ def read_table(path: Path) -> Iterator[Record]:
 def pictures_below(folder: Path) -> list[Path]:
     """Files below a folder that are pictures by their suffix, sorted by path; names that begin with a dot are left out."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder" if folder.exists() else _missing(folder))
-    found = [path for path in _files_below(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
+        raise DataError(f"{folder} is not a folder" if folder.exists() else missing_path(folder))
+    found = [path for path in files_below(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
     if not found:
         raise DataError(f"{folder} holds no pictures: looked for {', '.join(sorted(PICTURE_SUFFIXES))}")
     return found
@@ -130,7 +130,8 @@ def _check_columns(where: str, names: Iterable[str], columns: Columns) -> None:
             raise DataError(f"{where}: {unknown('column', name, valid)}. Rename the column or remove it")
 
 
-def _missing(path: Path) -> str:
+def missing_path(path: Path) -> str:
+    """Sentence for a path that does not exist, with the nearest name there is."""
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     return f"{path} does not exist" + (f": did you mean {near[0]!r}?" if near else "")
@@ -322,12 +323,13 @@ def _captions_beside(folder: Path) -> Iterator[Record]:
             yield Record(caption, 1, {}, f"cannot be read ({error}): save it as UTF-8")
         else:
             yield Record(caption, 1, {"query": text, "positive_image": picture.relative_to(folder).as_posix()})
-    for path in _files_below(folder):
+    for path in files_below(folder):
         if path.suffix.lower() == ".txt" and path.with_suffix("") not in stems:
             yield Record(path, 1, {}, "is a caption without a picture beside it: add the picture or move the text elsewhere")
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """Files below a folder, sorted by path; names that begin with a dot are left out."""
     # Names with a dot in front belong to the system (.DS_Store, ._photo.png), not to the user.
     paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))

@@ -7,6 +7,7 @@ from typing import Any, cast, get_args
 from hardwon.data import mmeb_rows, unime
 from hardwon.data.read_files import json_kind, not_unicode
 from hardwon.errors import BadMedia, DataError, unknown
+from hardwon.fetch import Fetched, is_url
 from hardwon.items import Candidate, Example, Item, Origin, item_from_json, listed_paths
 from hardwon.pictures import check_picture, open_picture
 
@@ -20,10 +21,11 @@ class Rows:
     Args:
         root: folder that every picture must lie in.
         decode: decode every picture instead of looking at its header and its end.
+        fetched: where pictures named by addresses come from; None refuses addresses.
     """
 
-    def __init__(self, root: Path, decode: bool = False):
-        self._root, self._decode = root, decode
+    def __init__(self, root: Path, decode: bool = False, fetched: Fetched | None = None):
+        self._root, self._decode, self._fetched = root, decode, fetched
         self._ids: set[str] = set()
         self._pictures: dict[Path, str] = {}
 
@@ -153,13 +155,26 @@ class Rows:
         if blank and not any(parts.get(field) for field in _SEEN) and set(parts) <= {"text", *_SEEN, "instruction"}:
             raise DataError(f"has no {name}: give it text, an image or a video")
         try:
-            item = item_from_json(parts, self._root)
+            item = item_from_json(self._brought(parts), self._root)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         for picture in item.pictures:
             if isinstance(picture, Path):
                 self.picture(picture)
         return item
+
+    def _brought(self, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parts of an item with the pictures' paths where their addresses stood."""
+        fetched = self._fetched
+        if fetched is None:
+            return parts
+
+        def here(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [here(part) for part in value]
+            return fetched.path(value) if isinstance(value, str) and is_url(value) else value
+
+        return dict(parts) | {name: here(parts[name]) for name in _SEEN if name in parts}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hardwon.data.frames import frames_of
 from hardwon.data.mmeb import VIDEOS, DataSet
 from hardwon.data.read_files import Record, read_table
 from hardwon.errors import DataError, OnError
-from hardwon.evaluation.frames import frames_of
 from hardwon.evaluation.gather import Asked, Pool, Shown, Wording, asked_of, gather, task_of, wording
 from hardwon.evaluation.task import Benchmark, Task
 from hardwon.items import resolve

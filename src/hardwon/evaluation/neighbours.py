@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hardwon.data.frames import frames_of
 from hardwon.data.read_files import Record, read_table
 from hardwon.errors import DataError, OnError
-from hardwon.evaluation.frames import frames_of
 from hardwon.evaluation.gather import Asked, Pool, Shown, Wording, asked_of, first_folder, gather, task_of, wording
 from hardwon.evaluation.task import Benchmark, Task
 

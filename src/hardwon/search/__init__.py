@@ -7,5 +7,23 @@ from hardwon.search.index import Index
 from hardwon.search.rerank import Budget, Fused
 from hardwon.search.rescore import Rescorer
 from hardwon.search.retrieve import Found, retrieve
+from hardwon.search.stored import Row, StoredIndex, is_index, model_named, open_index
 
-__all__ = ["Blend", "Budget", "Found", "Fused", "Gate", "Hit", "Hits", "Index", "Kind", "Rescorer", "retrieve"]
+__all__ = [
+    "Blend",
+    "Budget",
+    "Found",
+    "Fused",
+    "Gate",
+    "Hit",
+    "Hits",
+    "Index",
+    "Kind",
+    "Rescorer",
+    "Row",
+    "StoredIndex",
+    "is_index",
+    "model_named",
+    "open_index",
+    "retrieve",
+]

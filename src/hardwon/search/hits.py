@@ -20,13 +20,13 @@ class Hit:
         item: the item.
         score: cosine with the query; of a hit that was reranked, the score that the reranker gave.
         rank: place in the result, from 1.
-        id: position in `Index.items`.
+        id: position in `Index.items`; of a `StoredIndex` the id of its row.
     """
 
     item: Item
     score: float
     rank: int
-    id: int
+    id: int | str
 
 
 class Hits(list[Hit]):

@@ -69,7 +69,7 @@ class Index:
             raise DataError("there are no items to index")
         kept = tuple(distinct.values())
         fingerprint = encoder.fingerprint  # taken first: weights that change under way are noticed below
-        vectors = _encode(encoder, kept, progress).view()  # the array of the encoder stays writable
+        vectors = encoded(encoder, kept, progress).view()  # the array of the encoder stays writable
         return cls(kept, tuple(item.content for item in kept), vectors, fingerprint, encoder)
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class Index:
         if self.encoder is None:
             raise ArtifactError("this index was loaded without its encoder: Index.load(path, encoder) loads it with one")
         self._check_encoder(self.encoder)
-        vectors = _encode(self.encoder, queries, progress)
+        vectors = encoded(self.encoder, queries, progress)
         exclude = [self._showing.get(query.content, ()) for query in queries] if exclude_self else None
         found = nearest(vectors, self.vectors, min(max(k, depth), len(self)), exclude=exclude)
         hits = [self._hits(*row) for row in zip(queries, found.ids, found.scores, strict=True)]
@@ -202,8 +202,12 @@ class Index:
         return Hits(query, [Hit(self.items[p], s, n, p) for n, (p, s) in enumerate(zip(places, values, strict=True), 1)])
 
 
-def _encode(encoder: Encoder, items: Sequence[Item], progress: str) -> Float32[np.ndarray, "n d"]:
-    """Vectors that have been looked at: as many and as wide as promised, finite, of unit length."""
+def encoded(encoder: Encoder, items: Sequence[Item], progress: str) -> Float32[np.ndarray, "n d"]:
+    """Vectors that have been looked at: as many and as wide as promised, finite, of unit length.
+
+    Raises:
+        ModelError: they are not; names the first item.
+    """
     vectors = encoder.encode(items, progress=progress)
     if vectors.shape != (len(items), encoder.dim):
         raise ModelError(f"the encoder gave vectors of shape {list(vectors.shape)}, not {[len(items), encoder.dim]}")

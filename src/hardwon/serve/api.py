@@ -2,57 +2,37 @@
 
 import asyncio
 import base64
-import logging
 import math
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import numpy as np
 from anyio import from_thread, to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jaxtyping import Float32
-from pydantic_core import to_json
-from starlette.exceptions import HTTPException
+from pydantic import BaseModel
 
-from hardwon.errors import BadMedia, HardwonError, unknown
+from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Item
 from hardwon.models import Embedder, Pair, Reranker
 from hardwon.pictures import check_picture
-from hardwon.search import Fused, Index
+from hardwon.search import Fused, StoredIndex
 from hardwon.serve import schemas
 from hardwon.serve.batching import Done, Unusable, Work, Worker
-from hardwon.serve.limits import BODY, Guard, Limits, Refused
+from hardwon.serve.limits import Guard, Limits, Refused
 from hardwon.serve.metrics import TYPE, Metrics
+from hardwon.serve.page import Page, shown
+from hardwon.serve.replies import ANSWERS, as_json, documented, explained
 
-log = logging.getLogger(__name__)
 THREADS = 32  # searches at a time, which mostly wait for the worker
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
-POSTS = frozenset(("/v1/embeddings", "/v1/search", *RERANK_PATHS))
 GETS = ("/v1/models", "/healthz", "/metrics", "/openapi.json")
-REASONS = {
-    400: "A request of another form.",
-    401: "No key, or a wrong one.",
-    403: "Without a key, a request under another name than this machine's.",
-    404: "No such model, or nothing that could answer this.",
-    405: "Another method.",
-    408: "The body came too slowly.",
-    413: "The body is too large.",
-    415: "The body is not JSON, or is compressed.",
-    422: "A picture that is damaged or too large, or something that the model does not read.",
-    429: "Too many requests: try again after the seconds in Retry-After.",
-    500: "A fault of the server.",
-    503: "The server does not compute any more.",
-    504: "No answer in time.",
-}
 
 
 @dataclass(frozen=True)
@@ -62,22 +42,20 @@ class Served:
     Attributes:
         embedder: the model.
         name: what clients call it.
-        index: searched by `/v1/search`; None: there is none.
+        index: searched by `/v1/search` and shown by the page; None: there is none.
         reranker: of `/v1/rerank` and of searches that ask for it; None: there is none.
         reranker_name: what clients call it.
+        instructions: that the page offers for queries, the first of them chosen.
+        inspection: makes the page of mined negatives; None: there is none.
     """
 
     embedder: Embedder
     name: str
-    index: Index | None = None
+    index: StoredIndex | None = None
     reranker: Reranker | None = None
     reranker_name: str = ""
-
-
-class _Request(Request):
-    async def json(self) -> Any:
-        """The body as `Guard` has read it."""
-        return self.scope[BODY]
+    instructions: tuple[str, ...] = ()
+    inspection: Callable[[], str] | None = None
 
 
 class _Route(APIRoute):
@@ -86,12 +64,9 @@ class _Route(APIRoute):
 
         async def answer(request: Request) -> Response:
             try:
-                return await handle(_Request(request.scope, request.receive))
-            except tuple(ANSWERS):
-                raise
-            except Exception:  # left to the server, it would close the connection under other requests of the client
-                log.exception("a request to %s failed", request.scope["path"])
-                return await _refused(request, Refused(500, "the server failed; its log says why", code="internal_error"))
+                return await handle(request)
+            except Exception as error:
+                return explained(error, request.scope["path"])
 
         return answer
 
@@ -152,16 +127,35 @@ class Api:
         self._worker = Worker(limits.batch_tokens, self.metrics.computed)
         self._desk, self._began = _Desk(served, self._worker), int(time.time())
         self._queued = _Queued(self._desk, served.embedder, served.reranker)
-        self._index = None if served.index is None else replace(served.index, encoder=self._queued)
-        self._root = _root(served.index)
+        self._index = None if served.index is None else served.index.with_encoder(self._queued)
         self._threads = anyio.CapacityLimiter(THREADS)
+        self.page = Page(served.index, self._about(), served.inspection)
+        self._posts: dict[str, tuple[type[BaseModel], Callable[[Any], Coroutine[Any, Any, Response]], type[BaseModel]]] = {
+            "/v1/embeddings": (schemas.EmbeddingsRequest, self.embeddings, schemas.EmbeddingsReply),
+            "/v1/search": (schemas.SearchRequest, self.search, schemas.SearchReply),
+            **dict.fromkeys(RERANK_PATHS, (schemas.RerankRequest, self.rerank, schemas.RerankReply)),
+        }
         self.app = self._made()
-        self.guard = Guard(self.app, POSTS, limits, key, self._worker.pace, self.metrics.answered)
-        self.metrics.watch(frozenset((*POSTS, *GETS)), pending=lambda: self.guard.pending, held=lambda: self.guard.held)
+        self.guard = Guard(self.app, self._post, frozenset(self._posts), limits, key, self._worker.pace, self.metrics.answered)
+        self.page.mount(self.app, self.guard.cookie)
+        self.metrics.watch(frozenset((*self._posts, *GETS)), pending=lambda: self.guard.pending, held=lambda: self.guard.held)
 
     def close(self) -> None:
         """Finish what has been accepted."""
         self._worker.close()
+        self.page.close()
+
+    def _about(self) -> dict[str, Any]:
+        """What the page has to know."""
+        served = self.served
+        return {
+            "name": served.name,
+            "reranker": served.reranker_name if served.reranker is not None else "",
+            "depth": self.limits.rerank_depth,
+            "pictures": "image" in served.embedder.body.modalities,
+            "instructions": list(served.instructions),
+            "body_bytes": self.limits.body_bytes,
+        }
 
     def _made(self) -> FastAPI:
         @asynccontextmanager
@@ -180,19 +174,22 @@ class Api:
             exception_handlers=ANSWERS,
         )
         app.router.route_class = _Route
-        posts: Sequence[tuple[str, Any, Any]] = (
-            ("/v1/embeddings", self.embeddings, schemas.EmbeddingsReply),
-            ("/v1/search", self.search, schemas.SearchReply),
-            *((path, self.rerank, schemas.RerankReply) for path in RERANK_PATHS),
-        )
-        for path, answer, reply in posts:
-            codes = _documented(reply, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 504)
+        for path, (_, answer, reply) in self._posts.items():  # for the schema: `_post` answers them
+            codes = documented(reply, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 504)
             app.post(path, responses=codes, response_class=Response, operation_id=path.strip("/").replace("/", "_"))(answer)
-        app.get("/v1/models", responses=_documented(schemas.ModelsReply, 401, 403), response_class=Response)(self.models)
-        app.get("/healthz", responses=_documented(schemas.Health, 403, 503), response_class=Response)(self.health)
+        app.get("/v1/models", responses=documented(schemas.ModelsReply, 401, 403), response_class=Response)(self.models)
+        app.get("/healthz", responses=documented(schemas.Health, 403, 503), response_class=Response)(self.health)
         plain = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format."}}
-        app.get("/metrics", responses={**_documented(None, 401, 403), **plain}, response_class=Response)(self.numbers)
+        app.get("/metrics", responses={**documented(None, 401, 403), **plain}, response_class=Response)(self.numbers)
         return app
+
+    async def _post(self, path: str, value: Any) -> Response:
+        """Answer a request whose body has been read. FastAPI would do the same in five times the time."""
+        form, answer, _ = self._posts[path]
+        try:
+            return await answer(form.model_validate(value))
+        except Exception as error:
+            return explained(error, path)
 
     async def embeddings(self, asked: schemas.EmbeddingsRequest) -> Response:
         """Unit vectors of texts and pictures."""
@@ -208,7 +205,7 @@ class Api:
             {"object": "embedding", "index": n, "embedding": written}
             for n, written in enumerate(_written(vectors, asked.encoding_format))
         ]
-        return _reply({"object": "list", "data": data, "model": self.served.name, "usage": _usage(done)})
+        return as_json({"object": "list", "data": data, "model": self.served.name, "usage": _usage(done)})
 
     async def rerank(self, asked: schemas.RerankRequest) -> Response:
         """Documents in the order in which they answer a query."""
@@ -227,7 +224,7 @@ class Api:
             for result in results:
                 given = asked.documents[result["index"]]
                 result["document"] = {"text": given} if isinstance(given, str) else given.model_dump(exclude_none=True)
-        return _reply({"id": uuid.uuid4().hex, "model": self.served.reranker_name, "results": results, "usage": _usage(done)})
+        return as_json({"id": uuid.uuid4().hex, "model": self.served.reranker_name, "results": results, "usage": _usage(done)})
 
     async def search(self, asked: schemas.SearchRequest) -> Response:
         """What the index holds that is nearest to words, a picture, or both."""
@@ -240,21 +237,13 @@ class Api:
         await self._look([query], "image")
         rerank = Fused(self._queued, self.limits.rerank_depth) if asked.rerank else None
 
-        def find() -> list[Any]:
-            return index.search(query, asked.k, rerank, exclude_self=asked.exclude_self)
+        def find() -> list[dict[str, Any]]:
+            hits = index.search(query, asked.k, rerank, exclude_self=asked.exclude_self)
+            found = index.rows([str(hit.id) for hit in hits])
+            return [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit, row in zip(hits, found, strict=True)]
 
-        hits = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "query")
-        rows = [
-            {
-                "rank": hit.rank,
-                "id": hit.id,
-                "score": float(hit.score),
-                "text": hit.item.text,
-                "images": [_shown(picture, self._root) for picture in hit.item.pictures],
-            }
-            for hit in hits
-        ]
-        return _reply({"model": self.served.name, "reranked": asked.rerank, "hits": rows})
+        rows = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "query")
+        return as_json({"model": self.served.name, "reranked": asked.rerank, "hits": rows})
 
     async def models(self) -> Response:
         """The models of this server."""
@@ -264,13 +253,13 @@ class Api:
             kinds.append((served.reranker_name, "reranker", self._queued.reranked_by))
         about = {"object": "model", "created": self._began, "owned_by": "hardwon"}
         cards = [{"id": name, "kind": kind, "fingerprint": fingerprint, **about} for name, kind, fingerprint in kinds]
-        return _reply({"object": "list", "data": cards})
+        return as_json({"object": "list", "data": cards})
 
     async def health(self) -> Response:
         """Whether the server can answer."""
         if not self._worker.healthy:
             raise Refused(503, "the models do not answer any more: start the server again", code="stuck")
-        return _reply({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def numbers(self) -> Response:
         """Numbers for Prometheus."""
@@ -280,13 +269,14 @@ class Api:
         if asked != name:
             raise Refused(404, unknown("model", asked[:80], [name]), "model", "model_not_found")
 
-    def _query(self, asked: schemas.SearchRequest, index: Index) -> Item:
+    def _query(self, asked: schemas.SearchRequest, index: StoredIndex) -> Item:
         if asked.like is not None:
             if asked.text or asked.image or asked.instruction:
                 raise Refused(400, "like is a whole query: leave out text, image and instruction", "like")
-            if asked.like >= len(index):
-                raise Refused(404, f"there is no item {asked.like}: ids go from 0 to {len(index) - 1}", "like", "not_found")
-            return index.items[asked.like]
+            try:
+                return index.row(asked.like).item
+            except DataError as error:
+                raise Refused(404, str(error), "like", "not_found") from None
         if not (asked.text or asked.image):
             raise Refused(400, "give text, image, or both", "text")
         return schemas.thing(schemas.Thing(text=asked.text, image=asked.image, instruction=asked.instruction), "image")
@@ -335,62 +325,3 @@ def _sigmoid(odds: float) -> float:
 
 def _usage(done: Done) -> dict[str, int]:
     return {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
-
-
-def _root(index: Index | None) -> Path | None:
-    """The folder of all pictures of an index."""
-    folders = {p.parent for item in index.items for p in item.pictures if isinstance(p, Path)} if index else set()
-    return Path(os.path.commonpath(folders)) if folders else None
-
-
-def _shown(picture: Path | bytes, root: Path | None) -> str:
-    return "" if isinstance(picture, bytes) or root is None else picture.relative_to(root).as_posix()
-
-
-def _reply(value: Any) -> Response:
-    return Response(to_json(value), media_type="application/json")
-
-
-def _documented(reply: Any, *codes: int) -> dict[int | str, dict[str, Any]]:
-    """Answers for the OpenAPI schema."""
-    errors = {code: {"model": schemas.ErrorReply, "description": REASONS[code]} for code in codes}
-    return {**errors, **({} if reply is None else {200: {"model": reply, "description": "The answer."}})}
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return Response(error.body, error.status, error.headers, "application/json")
-
-
-async def _unusable(request: Request, error: Exception) -> Response:
-    return await _refused(request, Refused(422, str(error), code="unusable_item"))
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = max(error.errors(), key=lambda each: len(each["loc"]))  # of several forms it is the one that fits furthest
-    # Between the field and the position stand names of types, which say nothing to the client.
-    field, *inner = [part for part in first["loc"] if part != "body"] or [""]
-    where = str(field) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
-    said = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        said = f"there is no field {str(first['loc'][-1])[:60]!r}"
-    return await _refused(request, Refused(400, f"{where[:80]}: {said}" if where else said, where[:80] or None, "invalid"))
-
-
-async def _other(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    said = {404: "there is nothing at this address", 405: "this address takes another method"}
-    message = said.get(error.status_code, str(error.detail))
-    made = await _refused(request, Refused(error.status_code, message, code={404: "not_found"}.get(error.status_code)))
-    made.headers.update(error.headers or {})
-    return made
-
-
-ANSWERS: dict[Any, Any] = {
-    Refused: _refused,
-    Unusable: _unusable,
-    HardwonError: _unusable,
-    RequestValidationError: _invalid,
-    HTTPException: _other,
-}

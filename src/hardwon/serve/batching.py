@@ -58,18 +58,24 @@ class Work:
     @classmethod
     def encoding(cls, model: Embedder) -> "Work":
         """Vectors of items."""
-        return cls("encode", lambda item: _reason(model, (item,)), model.cost, model.encode)
+        check = _checking(model)
+        return cls("encode", lambda item: check((item,)), model.cost, model.encode)
 
     @classmethod
     def scoring(cls, model: Reranker) -> "Work":
         """Log-odds of pairs."""
-        return cls("score", lambda pair: _reason(model, pair), model.cost, model.score_pairs)
+        return cls("score", _checking(model), model.cost, model.score_pairs)
 
 
-def _reason(model: Embedder | Reranker, row: Sequence[Item]) -> str:
-    # Of text alone a model of text has nothing to say.
-    plain = "text" in model.body.modalities and not any(item.pictures for item in row)
-    return "" if plain else refusal(model.body, row)
+def _checking(model: Embedder | Reranker) -> Callable[[Sequence[Item]], str]:
+    reads_text = "text" in model.body.modalities  # asked once: it takes longer than a look at a text
+
+    def reason(row: Sequence[Item]) -> str:
+        # Of text alone a model of text has nothing to say.
+        plain = reads_text and not any(item.pictures for item in row)
+        return "" if plain else refusal(model.body, row)
+
+    return reason
 
 
 @dataclass(frozen=True)

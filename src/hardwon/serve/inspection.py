@@ -147,11 +147,12 @@ def write_inspection(content: Inspection, path: Path) -> None:
     write_atomically(path, render(content).encode("utf-8", "replace"))
 
 
-def render(content: Inspection) -> str:
-    """The page as text; see `write_inspection`."""
+def render(content: Inspection, home: str = "") -> str:
+    """The page as text; see `write_inspection`. With `home`, the address of another page, it leads there."""
     thumbnails = Thumbnails(PICTURES)
     known = templates()
-    body = known.get_template("inspect_body.html").render(content=content, thumbnail=thumbnails, spare_shown=SPARE_SHOWN)
+    parts = {"content": content, "thumbnail": thumbnails, "spare_shown": SPARE_SHOWN, "home": home}
+    body = known.get_template("inspect_body.html").render(parts)
     files = [(TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "inspect.css")]
     style = "".join(files) + thumbnails.css() + "\n"
     script = (TEMPLATES / "inspect.js").read_text(encoding="utf-8")

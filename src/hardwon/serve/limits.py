@@ -4,13 +4,14 @@ A body is refused while it is being read, so what is held of it never exceeds th
 form that OpenAI's clients know.
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -24,8 +25,9 @@ DEPTH = 16  # of lists and objects in each other
 WIDTH = 32  # fields of an object
 STRUCTURES = 100_000  # lists and objects of a body
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-BODY = "hardwon.body"
-OPEN = ("/healthz",)  # answered without a key
+PAGE = ("/", "/page/report.css", "/page/search.css", "/page/search.js", "/page/map.js")
+OPEN = frozenset(("/healthz", *PAGE))  # answered without a key: the page itself holds nothing but its own words
+COOKIE = "hardwon_page"
 NAMES = ("localhost", "127.0.0.1", "[::1]")  # of this machine, in a request to it
 
 
@@ -137,13 +139,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _same(given: bytes, key: bytes) -> bool:
+    """Compares digests: that takes the same time whatever was given, however long it is."""
+    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(key).digest())
+
+
+def _cookies(header: bytes) -> list[bytes]:
+    """Values of our cookie."""
+    pairs = (part.strip().partition(b"=") for part in header.split(b";")[:50])
+    return [value for name, _, value in pairs if name == COOKIE.encode()]
+
+
 @dataclass
 class Guard:
     """Wraps an application: who may ask, how much, and for how long.
 
     Attributes:
-        app: answers what is let through.
-        paths: that are posted to; their bodies are found as JSON in the scope's `BODY`.
+        app: answers what is let through, but for what is posted to `paths`.
+        post: answers that, given the path and the body as JSON; it raises nothing.
+        paths: that are posted to.
         limits: what that is.
         key: that a request has to bring; "" for none, then only requests that name this machine are answered, so that no page
             in a browser here can ask under another name.
@@ -153,14 +167,20 @@ class Guard:
     """
 
     app: ASGIApp
+    post: Callable[[str, Any], Awaitable[ASGIApp]]
     paths: frozenset[str]
     limits: Limits
     key: str
     pace: Callable[[], float]
     noted: Callable[[str, int, float], object]
-    open: tuple[str, ...] = OPEN
+    open: frozenset[str] = OPEN
     pending: int = field(default=0, init=False)
     held: int = field(default=0, init=False)
+
+    @property
+    def cookie(self) -> str:
+        """What a browser brings instead of the key once it has shown that it has it; "" without a key."""
+        return hmac.digest(self.key.encode(), COOKIE.encode(), "sha256").hex() if self.key else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -188,7 +208,7 @@ class Guard:
             self.pending += 1
             try:
                 content = await body.read(headers)
-                await self._work({**scope, BODY: parsed(content)}, receive, answer, content)
+                await self._work(scope, receive, answer, parsed(content))
             finally:
                 self.pending -= 1
         except Refused:
@@ -205,9 +225,8 @@ class Guard:
                 raise Refused(403, "without a key only requests to localhost are answered: see --api-key-env", code="host")
         elif scope["path"] not in self.open:
             kind, _, given = headers.get("authorization", b"").partition(b" ")
-            # Digests: the comparison takes the same time whatever was given, however long it is.
-            same = hmac.compare_digest(hashlib.sha256(given.strip()).digest(), hashlib.sha256(self.key.encode()).digest())
-            if kind.lower() != b"bearer" or not same:
+            known = kind.lower() == b"bearer" and _same(given.strip(), self.key.encode())
+            if not known and not any(_same(each, self.cookie.encode()) for each in _cookies(headers.get("cookie", b""))):
                 raise Refused(
                     401,
                     "this server needs its key: send it as Authorization: Bearer KEY",
@@ -225,31 +244,27 @@ class Guard:
         wait = str(min(max(1, math.ceil(expected / 2)), 60))
         return Refused(429, f"the server is busy: try again in {wait} s", code="overloaded", Retry_After=wait)
 
-    async def _work(self, scope: Scope, receive: Receive, answer: "_Answer", content: bytes) -> None:
-        """Have the application answer, unless the client goes or time is up."""
-        gave = False
+    async def _work(self, scope: Scope, receive: Receive, answer: "_Answer", value: Any) -> None:
+        """Answer what is posted, unless the client goes or time is up."""
+        gone = False
 
-        async def give() -> Message:
-            nonlocal gave
-            if gave:
-                await anyio.sleep_forever()
-            gave = True
-            return {"type": "http.request", "body": content, "more_body": False}
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            clock.cancel()
 
-        late = False
-        async with anyio.create_task_group() as group:
-
-            async def watch() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                group.cancel_scope.cancel()
-
-            group.start_soon(watch)
+        watcher: asyncio.Task[None] | None = None
+        try:
             with anyio.move_on_after(self.limits.timeout_s) as clock:
-                await self.app(scope, give, answer)
-            late = clock.cancelled_caught
-            group.cancel_scope.cancel()
-        if late and not answer.status:
+                watcher = asyncio.create_task(watch())
+                made = await self.post(scope["path"], value)
+                await made(scope, receive, answer)
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+        if clock.cancelled_caught and not gone and not answer.status:
             raise Refused(504, f"no answer within {self.limits.timeout_s:g} s: send less at a time", code="timeout")
 
 

@@ -15,6 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry, self._paths = CollectorRegistry(), frozenset()
+        self._counted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter("hardwon_requests", "Requests answered.", ("path", "status"), registry=self._registry)
         self._seconds = Histogram(
             "hardwon_request_seconds", "Time to the answer.", ("path",), buckets=SECONDS, registry=self._registry
@@ -36,8 +37,11 @@ class Metrics:
     def answered(self, path: str, status: int, seconds: float) -> None:
         """A request was answered; 499: its client was gone before."""
         known = path if path in self._paths else "other"
-        self._requests.labels(known, str(status)).inc()
-        self._seconds.labels(known).observe(seconds)
+        counted = self._counted.get((known, status))
+        if counted is None:  # looking labels up takes longer than counting
+            counted = self._counted[known, status] = self._requests.labels(known, str(status)), self._seconds.labels(known)
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def computed(self, work: str, requests: int, rows: int, tokens: int) -> None:
         """A batch was computed."""

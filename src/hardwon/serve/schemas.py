@@ -116,7 +116,9 @@ class SearchRequest(_Strict):
     text: Text | None = None
     image: URL | None = None
     instruction: Text | None = Field(None, description="That the model saw on such queries in training.")
-    like: Annotated[int, Field(ge=0)] | None = Field(None, description="id of an item of the index, instead of text and image.")
+    like: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="id of an item of the index, instead of text and image."
+    )
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     rerank: bool = Field(False, description="Have the reranker look at the best hits.")
     exclude_self: bool = Field(False, description="Leave out hits that show the same as the query.")
@@ -182,10 +184,12 @@ class HitReply(BaseModel):
     """An item that was found."""
 
     rank: int
-    id: int = Field(description="Position in the index.")
+    id: str = Field(description="That `like` takes.")
     score: float
     text: str
-    images: list[str] = Field(description="Names of its pictures.")
+    images: list[str] = Field(description="Names of its pictures, or of the frames of its video.")
+    source: str = Field(description="What it came from: a folder or a file.")
+    place: str = Field(description="Where it is, below the folder that was indexed.")
 
 
 class SearchReply(BaseModel):

@@ -18,7 +18,7 @@ from hardwon.errors import ArtifactError, BadMedia, DataError
 from hardwon.items import Example, Item, read_examples
 from hardwon.mining import Entry, ledger, read_ledger
 from hardwon.progress import bar
-from hardwon.serve.inspection import Asked, Inspection, Seen, most_telling, write_inspection
+from hardwon.serve.inspection import Asked, Inspection, Seen, most_telling, render, write_inspection
 from hardwon.serve.report_content import Calibration
 from hardwon.stages.base import Workspace
 
@@ -48,6 +48,17 @@ def inspect_negatives(
     content = _inspected(folder, manifest, entries, root, most)
     write_inspection(content, page)
     show(content, entries)
+
+
+def page_of(folder: Path, manifest: Manifest, *, home: str) -> str:
+    """The page to look at, as text.
+
+    Args:
+        folder: the artifact.
+        manifest: its manifest.
+        home: address of the page that it leads back to.
+    """
+    return render(_inspected(folder, manifest, read_ledger(folder / "ledger.parquet"), None, 200), home)
 
 
 def _inspected(folder: Path, manifest: Manifest, entries: Sequence[Entry], root: Path | None, most: int | None) -> Inspection:

@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hardwon import artifacts
 from hardwon.errors import ArtifactError, MissingExtra, RecipeError
 from hardwon.models import Embedder, Reranker
-from hardwon.search import Index
-from hardwon.stages.measure import model_of
+from hardwon.search import is_index, model_named, open_index
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -24,6 +24,8 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
     device: str | None,
     limits: Sequence[str],
     ready: Callable[[str], object],
+    negatives: Path | None = None,
+    instructions: Sequence[str] = (),
 ) -> None:
     """Serve an index or a model: see `hardwon.serve.app.run`.
 
@@ -37,6 +39,8 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
         device: of the models.
         limits: fields of `Limits`, as NAME=VALUE.
         ready: see `run`.
+        negatives: an artifact of `hardwon mine`, shown at /inspect; None for none.
+        instructions: that the page offers for queries.
 
     Raises:
         MissingExtra: a package that is not installed.
@@ -52,19 +56,35 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
     key = _key(key_name)
     app.check_host(host, key)
     chosen = Limits().changed(_settings(limits))
+    inspection = None if negatives is None else inspected(negatives)
     folder, index = Path(place), None
-    if (folder / "model.json").is_file():
-        where = model_of(folder)
+    if is_index(folder):
+        where = model_named(folder)
         embedder = Embedder.load(where, device=device)
-        index = Index.load(folder / "index", embedder)
+        index = open_index(folder, embedder)
     elif (folder / "manifest.json").is_file():
         raise ArtifactError(f"{folder} holds neither an index nor a model: make an index with `hardwon index`")
     else:
         where = place
         embedder = Embedder.load(place, device=device)
     reranker = Reranker.load(rerank, device=device) if rerank else None
-    served = Served(embedder, name or called(where), index, reranker, called(rerank) if rerank else "")
+    ranker = called(rerank) if rerank else ""
+    served = Served(embedder, name or called(where), index, reranker, ranker, tuple(instructions), inspection)
     app.run(served, chosen, host=host, port=port, key=key, ready=ready)
+
+
+def inspected(negatives: Path) -> Callable[[], str]:
+    """Makes the page of mined negatives when it is asked for.
+
+    Raises:
+        ArtifactError: an artifact of another kind, damaged, or without a ledger.
+    """
+    from hardwon.stages.inspection import page_of
+
+    manifest = artifacts.load(negatives, "negatives")
+    if not (negatives / "ledger.parquet").is_file():
+        raise ArtifactError(f"{negatives} holds no ledger.parquet: mine again")
+    return lambda: page_of(negatives, manifest, home="/")
 
 
 def check_packages() -> None:

@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from hardwon.artifacts import Manifest
 from hardwon.evaluation import Report, comparison_table
 from hardwon.stages.base import Stage, Workspace
+from hardwon.stages.learn import Train
+from hardwon.stages.report import WriteReport
 
 
 def show(workspace: Workspace, stages: Sequence[Stage], made: Sequence[Manifest], seconds: float) -> None:
@@ -37,3 +41,25 @@ def show(workspace: Workspace, stages: Sequence[Stage], made: Sequence[Manifest]
     out.print(
         f"\n{len(made)} stages, {spent:.0f} s of work in all, of which training {training:.0f} s; this command {seconds:.0f} s"
     )
+
+
+def page_command(root: Path, index: Stage, stages: Sequence[Stage]) -> str:
+    """The command that opens the search page of an index, with what else the recipe has made for it.
+
+    Args:
+        root: the workspace.
+        index: the stage that made the index.
+        stages: all of them: the last reranker is used, the last mined negatives are shown, and the instructions of the report's
+            queries are offered.
+    """
+    parts = ["hardwon", "serve", str(root / index.out)]
+    rerankers = [stage for stage in stages if isinstance(stage, Train) and stage.task == "reranker"]
+    negatives = [stage for stage in stages if stage.kind == "negatives"]
+    if rerankers:
+        parts += ["--rerank", str(root / rerankers[-1].out / "model")]
+    if negatives:
+        parts += ["--negatives", str(root / negatives[-1].out)]
+    queries = [query for stage in stages if isinstance(stage, WriteReport) for query in stage.queries]
+    for instruction in dict.fromkeys(query.instruction for query in queries if query.instruction):
+        parts += ["--instruction", instruction]
+    return shlex.join([*parts, "--open"])

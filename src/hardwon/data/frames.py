@@ -11,7 +11,7 @@ from hardwon.errors import BadMedia, DataError, MissingExtra
 from hardwon.items import resolve
 
 FRAMES = 8  # of a video, as MMEB-V2 takes them
-_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
 
 
 def frames_of(root: Path, folder: str, video: str, *, count: int = FRAMES) -> tuple[str, ...]:
@@ -33,10 +33,10 @@ def frames_of(root: Path, folder: str, video: str, *, count: int = FRAMES) -> tu
     """
     there = resolve(root, folder)
     if not there.is_dir():
-        file = next((path for suffix in ("", *_SUFFIXES) if (path := resolve(root, video + suffix)).is_file()), None)
+        file = next((path for suffix in ("", *VIDEO_SUFFIXES) if (path := resolve(root, video + suffix)).is_file()), None)
         if file is None:
             raise DataError(f"neither frames in {there} nor a video {root / video}")
-        _extract(file, there, count)
+        extract(file, there, count)
     names = [path.name for path in there.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != "."]
     names.sort(key=_natural)
     if not names:
@@ -54,7 +54,14 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 
-def _extract(file: Path, folder: Path, count: int) -> None:
+def extract(file: Path, folder: Path, count: int) -> None:
+    """Write `count` frames of a video's file into a new folder, evenly spaced, as JPEG files: all of them, or no folder.
+
+    Raises:
+        BadMedia: the file cannot be read as a video.
+        DataError: the folder cannot be written.
+        MissingExtra: PyAV is not installed.
+    """
     try:
         import av
         from av.error import FFmpegError

@@ -1,0 +1,417 @@
+"""`StoredIndex`: an index in a folder, whose rows and vectors lie in a store that can grow, change and be shared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardwon.errors import ArtifactError
+from hardwon.items import Item, item_from_json
+from hardwon.models.scorer import Encoder, ListScorer, Scorer
+from hardwon.randomness import generator
+from hardwon.search import canaries, stores
+from hardwon.search.compressed import Form
+from hardwon.search.hits import Hit, Hits, reranked
+from hardwon.search.index import Index, encoded
+from hardwon.search.rerank import rescorer
+from hardwon.search.rescore import Rescorer
+from hardwon.search.retrieve import check_positive
+from hardwon.search.stores.array import Array
+from hardwon.search.stores.base import Entry, Match, Space, Store, missing
+from hardwon.search.stores.embedded import read_sealed, write_sealed
+
+FILE = "index.json"
+RECIPES = "index/manifest.json"  # of an index that a recipe has made
+# Fields that change nothing for readers.
+_PASSING: dict[str, Any] = {"roots": {}, "settings": {}, "measured": {}, "paths": (), "before": ()}
+COPIES = 16  # fetched beyond those asked for where copies of the query are left out
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of an index.
+
+    Attributes:
+        id: 32 hexadecimal digits; stays as long as the thing stays where it is.
+        content: hash of what it shows, `Item.content`: equal for copies.
+        source: what it belongs to, in a few words: to colour a map by.
+        place: where it is, for people: a path below its root, with page, time or line.
+        item: what was encoded; pictures as absolute paths.
+        mark: size and time of its file when it was read, so that what has not changed need not be read again.
+        root: name of the root it lies below; "" for what the index has made itself (pages, frames).
+    """
+
+    id: str
+    content: str
+    source: str
+    place: str
+    item: Item
+    mark: str = ""
+    root: str = ""
+
+    def entry(self, base: Path) -> Entry:
+        """As stores keep it; paths become relative to `base`, where its root lies."""
+        body = {name: getattr(self, name) for name in ("content", "source", "place", "mark", "root")}
+        return Entry(self.id, json.dumps(body | {"item": self.item.to_json(base)}))
+
+    @property
+    def picture(self) -> Path | None:
+        """The first picture to be seen of it: the image, the page, the first frame."""
+        return next((each for each in self.item.pictures if isinstance(each, Path)), None)
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index is: its `index.json`.
+
+    Attributes:
+        model: folder (relative to the index, if it begins with a dot) or name of the model.
+        space: what its vectors are.
+        store: as `--store` says, without a password.
+        name: of the table in the store; another after a rebuild.
+        form: in which vectors are searched, if embedded.
+        roots: folders and files that were indexed: name -> path relative to the index.
+        settings: how things were read (frames of a video, resolution of a page).
+        measured: what the form costs: rows, recall, k; empty if nothing was measured.
+        paths: what was indexed, relative to the index.
+        before: store and name of the table of an earlier build that readers may still have open.
+    """
+
+    model: str
+    space: Space
+    store: str
+    name: str
+    form: Form = field(default_factory=Form)
+    roots: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    before: tuple[tuple[str, str], ...] = ()
+
+    def write(self, file: Path) -> None:
+        """Write it to a file, whole or not at all."""
+        write_sealed(file, json.loads(json.dumps({"kind": "index", **asdict(self)})))
+
+    @classmethod
+    def read(cls, file: Path) -> About:
+        """What `write` wrote.
+
+        Raises:
+            ArtifactError: not there, or damaged.
+        """
+        body = read_sealed(file)
+        body.pop("kind")
+        space, form = Space(**body.pop("space")), Form(**body.pop("form"))
+        paths, before = tuple(body.pop("paths")), tuple((store, name) for store, name in body.pop("before"))
+        return cls(**body, space=space, form=form, paths=paths, before=before)
+
+    def at(self, folder: Path, root: str) -> Path:
+        """Where a root lies now."""
+        return (folder / self.roots[root]).resolve() if root else folder.resolve()
+
+
+def new_name() -> str:
+    """Name of a table that nobody has."""
+    return f"rows_{secrets.token_hex(6)}"
+
+
+class StoredIndex:
+    """An index in a folder; see `open_index`.
+
+    Searching may be done from several threads. Before each search it is looked whether another process has changed the index
+    or built it anew, and a search is answered from one version alone.
+
+    Args:
+        folder: of the index.
+        encoder: of queries; None if nothing is to be encoded.
+        address: the store with a password in it, where libpq is not to find that itself; "" for what the index says.
+
+    Attributes:
+        folder: see above.
+        encoder: see above.
+    """
+
+    def __init__(self, folder: Path | str, encoder: Encoder | None = None, *, address: str = ""):
+        self.folder, self.encoder, self._address = Path(folder), encoder, address
+        self._looking = threading.RLock()
+        self._seen: tuple[int, ...] = ()
+        self._now: tuple[About, Store] | None = None
+        self.refresh()
+        if encoder is not None:
+            self._check_encoder(encoder)
+
+    @property
+    def about(self) -> About:
+        """What the index is."""
+        return self._current[0]
+
+    @property
+    def store(self) -> Store:
+        """Where rows are kept."""
+        return self._current[1]
+
+    @property
+    def space(self) -> Space:
+        """What its vectors are."""
+        return self.about.space
+
+    @property
+    def store_name(self) -> str:
+        """The kind of store: "embedded", "lance", "postgresql" or "qdrant"."""
+        return stores.kind_of(self.about.store)
+
+    @property
+    def _current(self) -> tuple[About, Store]:
+        assert self._now is not None
+        return self._now
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def with_encoder(self, encoder: Encoder) -> StoredIndex:
+        """The same index with another encoder of the same fingerprint; they share what they read.
+
+        Raises:
+            ArtifactError: another model's.
+        """
+        self._check_encoder(encoder)
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, encoder=encoder)
+        return made
+
+    def search(
+        self,
+        query: Item,
+        k: int = 10,
+        rerank: Rescorer | Scorer | ListScorer | None = None,
+        *,
+        exclude_self: bool = False,
+        progress: str = "",
+    ) -> Hits:
+        """The best k hits for one query; see `search_many`."""
+        return self.search_many([query], k, rerank, exclude_self=exclude_self, progress=progress)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Item],
+        k: int = 10,
+        rerank: Rescorer | Scorer | ListScorer | None = None,
+        *,
+        exclude_self: bool = False,
+        progress: str = "",
+    ) -> list[Hits]:
+        """The best k hits for each query, best first; fewer when the index holds fewer. `Hit.id` is the id of its row.
+
+        Arguments and errors as of `Index.search_many`.
+        """
+        check_positive("k", k)
+        depth = 0
+        if rerank is not None:
+            rerank = rescorer(rerank)
+            check_positive("depth of rerank", rerank.depth)
+            depth = rerank.depth
+        if self.encoder is None:
+            raise ArtifactError("this index was opened without its encoder: open_index(folder, encoder) opens it with one")
+        about, store = self._looked()
+        self._check_encoder(self.encoder, about)
+        if not queries:
+            return []
+        vectors = about.space.cut(encoded(self.encoder, queries, progress))
+        contents = [query.content for query in queries] if exclude_self else [""] * len(queries)
+        found = [
+            self._rows(about, _without(store, vector, max(k, depth), content))
+            for vector, content in zip(vectors, contents, strict=True)
+        ] if exclude_self else [self._rows(about, row) for row in store.search(vectors, max(k, depth))]  # fmt: skip
+        hits = [
+            Hits(query, [Hit(row.item, score, rank, row.id) for rank, (row, score) in enumerate(rows, 1)])
+            for query, rows in zip(queries, found, strict=True)
+        ]
+        if rerank is not None:
+            hits = reranked(hits, rerank, progress=progress)
+        return [Hits(row.query, row[:k], row.pairs) for row in hits]
+
+    def search_vectors(self, vectors: np.ndarray, k: int) -> list[list[tuple[Row, float]]]:
+        """The best k rows for each query vector, with their cosines, best first.
+
+        Args:
+            vectors: [q d] as the encoder gives them, or as `vectors` does.
+            k: rows for each.
+
+        Raises:
+            ModelError: vectors of another width, not finite or not of unit length.
+            DataError: `k` below 1.
+        """
+        check_positive("k", k)
+        about, store = self._looked()
+        kept = replace(about.space, width=about.space.dim)
+        space = kept if vectors.ndim == 2 and vectors.shape[1] == about.space.dim else about.space
+        return [self._rows(about, found) for found in store.search(space.cut(vectors), k)]
+
+    def row(self, id: str) -> Row:
+        """One row. Raises DataError: there is none of that id."""
+        return self.rows([id])[0]
+
+    def rows(self, ids: Sequence[str] | None = None) -> list[Row]:
+        """Rows by id, in their order; all of them for None.
+
+        Raises:
+            DataError: an id that is not there.
+        """
+        about, store = self._current
+        made = [self._row(about, entry) for entry in store.rows(ids)]
+        missing(ids or (), {row.id: row for row in made})
+        return made
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n dim], float32, of rows by id. Raises DataError: an id that is not there."""
+        return self.store.vectors(ids)
+
+    def sample(self, most: int, seed: int = 0) -> tuple[list[Row], np.ndarray]:
+        """At most so many rows and their vectors, drawn at random with a seed, in their order."""
+        check_positive("most", most)
+        about, store = self._current
+        entries = list(store.rows())
+        if len(entries) > most:
+            chosen = sorted(generator(seed, "map").sample(range(len(entries)), most))
+            entries = [entries[n] for n in chosen]
+        return [self._row(about, entry) for entry in entries], store.vectors([entry.id for entry in entries])
+
+    def sources(self) -> dict[str, int]:
+        """How many rows each source has, the largest first."""
+        found = Counter(json.loads(entry.payload)["source"] for entry in self.store.rows())
+        return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def refresh(self) -> bool:
+        """See what another process has written, or built anew; whether there was anything."""
+        with self._looking:
+            place = next((p for p in (self.folder / FILE, self.folder / RECIPES) if p.is_file()), None)
+            if place is None:
+                raise ArtifactError(f"{self.folder} holds no index: make one with `hardwon index`")
+            status = os.stat(place)
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if seen != self._seen:
+                before = self._now
+                self._now, self._seen = self._opened(place, before), seen
+                if before is None or self._now[1] is not before[1]:
+                    return True
+            return self.store.refresh()
+
+    def _opened(self, place: Path, before: tuple[About, Store] | None) -> tuple[About, Store]:
+        if place.name != FILE:
+            return _recipes(self.folder)
+        about = About.read(self.folder / FILE)
+        if before is not None and replace(before[0], **_PASSING) == replace(about, **_PASSING):
+            return about, before[1]
+        return about, stores.opened(self._address or about.store, self.folder, about.name, about.space, about.form)
+
+    def drift(self) -> float | None:
+        """Mean cosine of the canaries' vectors with what they were when the index was made; None if there are none.
+
+        Raises:
+            ArtifactError: opened without an encoder.
+        """
+        if self.encoder is None:
+            raise ArtifactError("this index was opened without its encoder: open_index(folder, encoder) opens it with one")
+        return canaries.drift(self.encoder, self.folder, self.space.model)
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        self.store.close()
+
+    def _looked(self) -> tuple[About, Store]:
+        with self._looking:
+            self.refresh()
+            return self._current
+
+    def _row(self, about: About, entry: Entry) -> Row:
+        body = json.loads(entry.payload)
+        item = item_from_json(body.pop("item"), about.at(self.folder, body["root"]))
+        return Row(entry.id, item=item, **body)
+
+    def _rows(self, about: About, found: Sequence[Match]) -> list[tuple[Row, float]]:
+        return [(self._row(about, match.entry), match.score) for match in found]
+
+    def _check_encoder(self, encoder: Encoder, about: About | None = None) -> None:
+        space = (about or self.about).space
+        if encoder.fingerprint != space.model or encoder.dim != space.width:
+            raise ArtifactError(
+                f"the index was built by encoder {space.model} (width {space.width}), but this one is {encoder.fingerprint} "
+                f"(width {encoder.dim}), and vectors of two encoders cannot be compared: use the model that built the index "
+                f"({(about or self.about).model}), or build it anew: hardwon index MODEL PATH --out {self.folder} --rebuild"
+            )
+
+
+def _without(store: Store, vector: np.ndarray, k: int, content: str) -> list[Match]:
+    """The best k that do not show `content`."""
+    fetch = k + COPIES
+    while True:
+        found = store.search(vector[None], fetch)[0]
+        kept = [match for match in found if json.loads(match.entry.payload)["content"] != content]
+        if len(kept) >= k or len(found) < fetch:
+            return kept[:k]
+        fetch *= 2
+
+
+def _recipes(folder: Path) -> tuple[About, Store]:
+    """A recipe's index as if `hardwon index` had made it."""
+    index = Index.load(folder / "index")
+    folders = {p.parent for item in index.items for p in item.pictures if isinstance(p, Path)}
+    root = Path(os.path.commonpath(folders)) if folders else folder.resolve()
+    space = Space(index.fingerprint, index.vectors.shape[1], index.vectors.shape[1])
+    entries = []
+    for number, (item, content) in enumerate(zip(index.items, index.contents, strict=True)):
+        shown = item.to_json(root)
+        place = next(iter([*shown.get("images", ()), *shown.get("video", ())]), f"item {number}")
+        source = place.split("/")[0] if "/" in place else root.name if item.pictures else "texts"
+        body = {"content": content, "source": source, "place": place, "item": shown, "mark": "", "root": "items"}
+        entries.append(Entry(hashlib.blake2b(f"{number}:{content}".encode(), digest_size=16).hexdigest(), json.dumps(body)))
+    roots = {"items": os.path.relpath(root, folder)}
+    about = About(str(model_named(folder)), space, "embedded", "index", roots=roots)
+    return about, Array(entries, index.vectors, space)
+
+
+def open_index(folder: Path | str, encoder: Encoder | None = None, *, address: str = "") -> StoredIndex:
+    """Open an index: of `hardwon index`, whatever keeps it, or of a recipe.
+
+    Args:
+        folder: the index.
+        encoder: the model that built it; without it rows can be read but no items searched for.
+        address: see `StoredIndex`.
+
+    Raises:
+        ArtifactError: no index, a damaged one, one that another model built, or a store out of reach.
+        MissingExtra: the store needs a package that is not installed.
+    """
+    return StoredIndex(folder, encoder, address=address)
+
+
+def is_index(folder: Path | str) -> bool:
+    """Whether a folder holds an index: one of `hardwon index`, or of a recipe."""
+    folder = Path(folder)
+    return (folder / FILE).is_file() or (folder / "model.json").is_file()
+
+
+def model_named(folder: Path | str) -> Path | str:
+    """Folder or name of the model that made an index.
+
+    Raises:
+        ArtifactError: no index, or a damaged one.
+    """
+    folder = Path(folder)
+    if (folder / FILE).is_file():
+        model = About.read(folder / FILE).model
+    elif (folder / "model.json").is_file():
+        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
+    else:
+        raise ArtifactError(f"{folder} holds no index: make one with `hardwon index`")
+    return (folder / model).resolve() if model.startswith(".") else model

@@ -1,0 +1,191 @@
+"""From a folder to an index that follows it: what is new or has changed is encoded, what is gone is removed."""
+
+import contextlib
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from hardwon.data.gather import Reading
+from hardwon.errors import ArtifactError, DataError, RecipeError
+from hardwon.models.embedder import Embedder
+from hardwon.models.scorer import Encoder
+from hardwon.progress import console
+from hardwon.search import canaries, stores
+from hardwon.search.compressed import Form, enough
+from hardwon.search.stored import FILE, About, new_name
+from hardwon.search.stores import Space, Store
+from hardwon.search.stores.embedded import one_writer
+from hardwon.stages.following import Counts, Run
+
+__all__ = ["Counts", "Wanted", "index_path"]
+
+BUILDING = "building.json"
+TARGET = 0.99  # recall that a form is set to reach
+STALE = 0.1  # share of rows that may change before what a form costs is measured again
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an index; None is what the index has, or the default of a new one.
+
+    Attributes:
+        store: as `stores.KINDS`.
+        form: "float32", "float16", "int8" or "binary": how vectors are searched.
+        dimensions: numbers of a vector that are kept.
+        instruction: that items without one of their own are encoded with.
+        reading: how files are read.
+        rebuild: make everything anew, and put it in the place of what is there when it is ready.
+    """
+
+    store: str | None = None
+    form: str | None = None
+    dimensions: int | None = None
+    instruction: str | None = None
+    reading: Reading = field(default_factory=Reading)
+    rebuild: bool = False
+
+
+def index_path(encoder: Encoder, model: str, path: Path, out: Path, wanted: Wanted | None = None) -> Counts:
+    """Make or bring up to date the index of a folder or file.
+
+    Every batch is durable when it has been written, so a run that was killed goes on where it was. Rows of other folders that
+    the index holds are left alone.
+
+    Args:
+        encoder: the model.
+        model: its folder or name, which is written down.
+        path: what to index.
+        out: folder of the index.
+        wanted: settings.
+
+    Raises:
+        DataError: the path does not exist, or holds nothing that can be used.
+        ArtifactError: the index is damaged, was built by another model or with other settings, or is being written.
+        MissingExtra: a package that is not installed.
+    """
+    wanted = wanted or Wanted()
+    _ours(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with one_writer(out, wait=1.0):
+        if isinstance(encoder, Embedder) and "video" not in encoder.body.modalities:
+            wanted = replace(wanted, reading=replace(wanted.reading, apart=True))
+        there = _there(out, wanted)
+        about = _described(encoder, model, out, wanted, there)
+        new = there is None or wanted.rebuild
+        file = out / (BUILDING if wanted.rebuild and (out / FILE).is_file() else FILE)
+        about, store = _begun(encoder, out, about, wanted, file) if new else _continued(encoder, out, about, wanted, there)
+        try:
+            counts = Counts()
+            for each in _paths(path, out, there if wanted.rebuild else None):
+                run = Run(encoder, each, out, about, store, wanted.reading, counts)
+                run.about.write(file)
+                run.run()
+                about = run.about
+            if not counts.rows and counts.failed:
+                raise DataError(f"nothing of {path} could be indexed; the first reason: {counts.failed[0]}")
+            _finished(encoder, out, about, store, counts, file)
+            return counts
+        finally:
+            store.close()
+
+
+def _ours(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out} is a file: choose another folder")
+    known = (FILE, BUILDING, canaries.FILE, ".lock")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in known):
+        raise ArtifactError(f"{out} is not empty and holds no index of `hardwon index`: choose another folder")
+
+
+def _there(out: Path, wanted: Wanted) -> About | None:
+    """The index that is there, if there is one."""
+    if not (out / FILE).is_file():
+        return None
+    try:
+        return About.read(out / FILE)
+    except ArtifactError:
+        if wanted.rebuild:  # which is what the message asks for
+            return None
+        raise
+
+
+def _paths(path: Path, out: Path, there: About | None) -> list[Path]:
+    """What to index: of a rebuild also all that the index holds besides."""
+    others = [] if there is None else [(out / each).resolve() for each in there.paths]
+    return [*(each for each in others if each != path.resolve() and each.exists()), path]
+
+
+def _begun(encoder: Encoder, out: Path, about: About, wanted: Wanted, file: Path) -> tuple[About, Store]:
+    """A new store, or the one that an interrupted build has left."""
+    address = wanted.store or about.store
+    if file.name == BUILDING and file.is_file():
+        with contextlib.suppress(ArtifactError):
+            begun = About.read(file)
+            if (begun.space, begun.store, begun.form.kind) == (about.space, about.store, about.form.kind):
+                return begun, stores.opened(address, out, begun.name, begun.space, begun.form)
+            stores.drop(begun.store, out, begun.name)
+    store = stores.create(address, out, about.name, about.space, about.form)
+    if file.name == FILE:
+        canaries.keep(encoder, out)
+    about.write(file)
+    return about, store
+
+
+def _continued(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None) -> tuple[About, Store]:
+    """The store of an index that is there, if it is what is asked for."""
+    assert there is not None
+    about.space.check(there.space.to_json(), str(out))
+    for name, one, other in (("store", there.store, about.store), ("form", there.form.kind, about.form.kind)):
+        if one != other:
+            raise ArtifactError(f"{out} has {name} {one!r}, not {other!r}: leave --{name} out, or build anew with --rebuild")
+    drift = canaries.drift(encoder, out, there.space.model)
+    if drift is not None and drift < canaries.ALARM:
+        raise ArtifactError(
+            f"the model gives other vectors than when {out} was made (mean cosine {drift:.5f} over {canaries.COUNT} canaries): "
+            "another version of a library or another device computes; go back to it, or build anew with --rebuild"
+        )
+    address = wanted.store or there.store
+    return replace(there, settings=about.settings), stores.opened(address, out, there.name, there.space, there.form)
+
+
+def _described(encoder: Encoder, model: str, out: Path, wanted: Wanted, there: About | None) -> About:
+    """The index as it is asked for, under a new name."""
+    store = stores.named(wanted.store) if wanted.store else there.store if there else "embedded"
+    kind = wanted.form or (there.form.kind if there else "float32")
+    if stores.kind_of(store) != "embedded" and kind not in ("float32", "float16"):
+        raise RecipeError(f"form {kind} is for the embedded store; {store} keeps float32 or float16")
+    cut = there.space.dim if there and there.space.dim < there.space.width else encoder.dim
+    said = wanted.instruction if wanted.instruction is not None else there.space.instruction if there else ""
+    dtype = "float16" if kind == "float16" else "float32"
+    space = Space(encoder.fingerprint, encoder.dim, wanted.dimensions or cut, dtype, said)
+    if kind == "binary" and space.dim % 8:
+        raise RecipeError(f"binary packs eight numbers into a byte: dimensions must be a multiple of 8, got {space.dim}")
+    folder = Path(model)
+    named = os.path.relpath(folder.resolve(), out.resolve()) if folder.exists() else model
+    named = named if named.startswith(".") or not folder.exists() else f"./{named}"
+    before = () if there is None else ((there.store, there.name),)
+    return About(named, space, store, new_name(), Form(kind), settings=asdict(wanted.reading), before=before)
+
+
+def _finished(encoder: Encoder, out: Path, about: About, store: Store, counts: Counts, file: Path) -> None:
+    """Measure what the form costs, and put a rebuilt index in the place of the old one."""
+    changed = counts.added + counts.updated + counts.removed
+    stale = not about.measured or changed > STALE * about.measured["rows"]
+    if about.form.kind in ("int8", "binary") and counts.rows > 1 and stale:
+        vectors = store.vectors([entry.id for entry in store.rows()])
+        found = enough(vectors, Form(about.form.kind), TARGET)
+        told = {"rows": counts.rows, "recall": found.value.mean, "low": found.value.low, "high": found.value.high}
+        about = replace(about, form=found.form, measured=told)
+        counts.recall = found
+    if file.name == FILE:
+        about.write(file)
+        return
+    old = _there(out, Wanted(rebuild=True))
+    canaries.keep(encoder, out)
+    about.write(out / FILE)
+    file.unlink()
+    for place, name in old.before if old else ():  # that of `old` itself may still be open to readers
+        try:
+            stores.drop(place, out, name)
+        except ArtifactError as error:
+            console().print(f"the old table {name} was left where it is: {error}", style="yellow", markup=False)
