@@ -9,8 +9,21 @@ from typing import Annotated
 import typer
 
 from hardwon.commands.evaluate import EVALUATE, compare, evaluate
-from hardwon.commands.recipes import Only, Out, Recipe, Set, hide_loading, run_verb, stages_of, workspace_at
+from hardwon.commands.recipes import (
+    Count,
+    Engine,
+    Hosts,
+    Only,
+    Out,
+    Recipe,
+    Set,
+    hide_loading,
+    run_verb,
+    stages_of,
+    workspace_at,
+)
 from hardwon.commands.serve import serve
+from hardwon.commands.work import WORK, work
 from hardwon.errors import ArtifactError, HardwonError, ModelError
 from hardwon.items import Item
 
@@ -34,7 +47,7 @@ def demo(
 
     Interrupted, it goes on where it stopped. It is an ordinary recipe, recipes/demo.py, run by `hardwon run`.
     """
-    run(f"{_demo_recipe()}:{'quick' if quick else 'recipe'}", out or Path("runs/demo-quick" if quick else "runs/demo"), [])
+    run(f"{_demo_recipe()}:{'quick' if quick else 'recipe'}", out or Path("runs/demo-quick" if quick else "runs/demo"), [], [])
 
 
 def _demo_recipe() -> Path:
@@ -45,10 +58,10 @@ def _demo_recipe() -> Path:
 
 
 @app.command()
-def run(recipe: Recipe, out: Out, settings: Set) -> None:
+def run(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, workers: Count = 0, engine: Engine = "local") -> None:
     """Run all stages of a recipe; those that are done already are not repeated."""
     stages = stages_of(recipe, settings)
-    workspace = workspace_at(out)
+    workspace = workspace_at(out, workers, engine, hosts)
     clock = time.monotonic()
     made = workspace.run_all(stages)
     reports = [workspace.root / s.out / "report.html" for s in stages if s.kind == "report"]
@@ -63,19 +76,22 @@ def run(recipe: Recipe, out: Out, settings: Set) -> None:
 
 
 @app.command()
-def train(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+def train(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, stage: Only = "") -> None:
     """Train the embedders and rerankers of a recipe (what they read must be there already)."""
-    run_verb("train", recipe, out, stage, settings)
+    run_verb("train", recipe, out, stage=stage, settings=settings, workspace=workspace_at(out, hosts=hosts))
 
 
 @app.command()
-def mine(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+def mine(
+    recipe: Recipe, out: Out, settings: Set, hosts: Hosts, stage: Only = "", workers: Count = 0, engine: Engine = "local"
+) -> None:
     """Mine hard negatives: retrieve, judge, exclude false negatives, select.
 
     What was mined can be looked at (hardwon inspect), chosen from again with other thresholds and no model (a Reselect stage
     in the recipe), and exported (hardwon export).
     """
-    run_verb("mine", recipe, out, stage, settings)
+    at = workspace_at(out, workers, engine, hosts)
+    run_verb("mine", recipe, out, stage=stage, settings=settings, workspace=at)
 
 
 app.command(help=EVALUATE)(evaluate)
@@ -83,9 +99,12 @@ app.command()(compare)
 
 
 @app.command()
-def index(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
+def index(recipe: Recipe, out: Out, settings: Set, stage: Only = "", workers: Count = 0, engine: Engine = "local") -> None:
     """Build a search index."""
-    run_verb("index", recipe, out, stage, settings)
+    run_verb("index", recipe, out, stage=stage, settings=settings, workspace=workspace_at(out, workers, engine))
+
+
+app.command(help=WORK)(work)
 
 
 @app.command()

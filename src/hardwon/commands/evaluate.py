@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hardwon.commands.recipes import hide_loading, run_verb
+from hardwon.commands.recipes import Count, Engine, hide_loading, run_verb, workers_of, workspace_at
 
 EVALUATE = (
     "Evaluate a model on a benchmark, or the models of a recipe, with intervals.\n\n"
@@ -45,12 +45,15 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     leaks: Annotated[str, typer.Option(help="Training data: list what of the benchmark it holds.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="Of a recipe: STAGE.FIELD=VALUE.")] = None,
     stage: Annotated[str, typer.Option("--stage", "-s", help="Of a recipe: name of the stage.")] = "",
+    workers: Count = 0,
+    engine: Engine = "local",
 ) -> None:
     """Evaluate: see `hardwon.stages.evaluating`."""
     if Path(model.partition(":")[0]).suffix == ".py":
         if benchmark or out is None:
             raise typer.BadParameter("a recipe names its benchmarks itself" if benchmark else "a recipe needs --out WORKSPACE")
-        run_verb("evaluate", model, out, stage, settings or [])
+        at = workspace_at(out, workers, engine)
+        run_verb("evaluate", model, out, stage=stage, settings=settings or [], workspace=at)
         return
     if not benchmark or settings or stage:
         what = "name a benchmark after the model" if not benchmark else "--set and --stage belong to a recipe (FILE.py)"
@@ -64,7 +67,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     hide_loading()
     asked = Evaluation(
         model, benchmark, root, rerank, depth, weight, held_out, precision, tuple(task or ()), budget,
-        device=device, label=label, on_error=on_error, leaks=leaks,
+        device=device, label=label, on_error=on_error, leaks=leaks, workers=workers_of(workers, engine),
     )  # fmt: skip
     report = asked.run(out, cache)
     Console().print(report)

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -35,16 +36,43 @@ def hide_loading() -> None:
     logging.disable_progress_bar()
 
 
-def workspace_at(out: Path) -> Any:
+Count = Annotated[
+    int, typer.Option("--workers", "-w", help="Embed, search and judge by so many processes; 0: by this one alone.", min=0)
+]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="Whose the workers are: processes of this machine, or tasks of Ray (extra ray).")
+]
+Hosts = Annotated[
+    list[str],
+    typer.Option(
+        "--allow-host", help="Fetch pictures that data name by https addresses of this host. May be repeated.",
+        default_factory=list, show_default=False,
+    ),
+]  # fmt: skip
+
+
+def workspace_at(out: Path, workers: int = 0, engine: str = "local", hosts: Sequence[str] = ()) -> Any:
     """The workspace in a folder."""
+    from hardwon.fetch import AllowedHosts
     from hardwon.stages import Workspace
 
     hide_loading()
-    return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
+    urls = AllowedHosts(tuple(hosts)) if hosts else None
+    command = shlex.join(["hardwon", *sys.argv[1:]])
+    return Workspace(out, command=command, workers=workers_of(workers, engine), urls=urls)
 
 
-def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str]) -> None:
-    """Run the stages of one verb, or the one of this name."""
+def workers_of(count: int, engine: str) -> Any:
+    """The workers of a command line; None for none."""
+    from hardwon.spread.engines import Workers
+
+    if engine == "ray" and not count:
+        raise typer.BadParameter("--engine ray needs --workers: how many tasks work at a time")
+    return Workers(count, cast(Any, engine)) if count else None
+
+
+def run_verb(verb: str, recipe: str, out: Path, *, stage: str, settings: list[str], workspace: Any = None) -> None:
+    """Run the stages of one verb, or the one of this name, in `workspace`; in a plain one at `out` if None."""
     from hardwon.errors import RecipeError, unknown
 
     stages = stages_of(recipe, settings)
@@ -58,4 +86,4 @@ def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str])
         those = named
     if not those:
         raise RecipeError(f"{recipe} has no stage to {verb}")
-    workspace_at(out).run_all(those)
+    (workspace or workspace_at(out)).run_all(those)

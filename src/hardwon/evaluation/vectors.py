@@ -49,9 +49,11 @@ class Vectors:
         made = np.zeros((len(missing) if self.world.size > 1 else 0, self.cached.dim), dtype=np.float32)
         with self.world.all_or_none("encoding", self.world.device):
             self.cached.missing(missing.values())  # refuses what cannot be used before anything is computed
-            for number in range(self.world.rank, len(chunks), self.world.size):
+            own = range(self.world.rank, len(chunks), self.world.size)
+            made_here = self.cached.each([[missing[key] for key in chunks[number]] for number in own])
+            for number, vectors in zip(own, made_here, strict=True):
                 keys = chunks[number]
-                vectors = self._encoded([missing[key] for key in keys])
+                self._check(vectors, [missing[key] for key in keys])
                 self.cached.keep(keys, vectors)
                 if self.world.size > 1:
                     made[number * SHARE : number * SHARE + len(keys)] = vectors
@@ -72,8 +74,7 @@ class Vectors:
         anywhere = self.world.largest(lacks).tolist() if items else []
         return {key: item for (key, item), lacking in zip(items.items(), anywhere, strict=True) if lacking}
 
-    def _encoded(self, items: list[Item]) -> np.ndarray:
-        vectors = self.cached.encoder.encode(items)
+    def _check(self, vectors: np.ndarray, items: list[Item]) -> None:
         if vectors.shape != (len(items), self.cached.dim):
             right = (len(items), self.cached.dim)
             raise ModelError(f"the model gives an array of shape {vectors.shape} for {len(items)} items, not {right}")
@@ -82,7 +83,6 @@ class Vectors:
         wrong = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-3)).tolist()
         if wrong:
             raise BadItems([BadItem(items[n], _fault(float(lengths[n]))) for n in wrong], str(len(items)))
-        return vectors
 
     def _share(self, keys: list[str], made: np.ndarray) -> None:
         everything = self.world.sum(torch.from_numpy(made).to(self.world.device)).cpu()

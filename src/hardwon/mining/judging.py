@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -26,7 +26,7 @@ from hardwon.mining.calibration import Calibration, Canary, calibrate
 from hardwon.mining.choose import Found, grade
 from hardwon.mining.judgements import Answer, JudgementStore, Key
 from hardwon.mining.settings import Mining
-from hardwon.models.scorer import Judgements, Pair, Scorer, YesNo, judgements, judgements_of_readable
+from hardwon.models.scorer import Judgements, ManyJudge, Pair, Scorer, YesNo, judgements, judgements_of_readable
 from hardwon.progress import bar, console
 from hardwon.randomness import generator
 
@@ -150,23 +150,51 @@ class _Asker:
                 self._ask(batches.pop(0), "measuring the judge's pace")
         total = sum(len(batch) for batch in batches)
         with bar(what, total, "pairs", shown=total > 0) as advance:
+            if isinstance(self.judge, ManyJudge):
+                self._ask_many(self.judge, batches, advance)
+                return
             for batch in batches:
                 self._ask(batch)
                 advance(len(batch))
 
+    def _fresh(self, batch: Sequence[Pair]) -> dict[Key, Pair]:
+        return {key: pair for pair in batch if (key := self.key(pair)) not in self.store and key not in self.failed}
+
+    def _ask_many(self, judge: ManyJudge, batches: Sequence[Sequence[Pair]], advance: Callable[[int], None]) -> None:
+        """As one after the other: the same batches, without what an earlier one asks."""
+        asked: set[Key] = set()
+        parts: list[dict[Key, Pair]] = []
+        for batch in batches:
+            parts.append({key: pair for key, pair in self._fresh(batch).items() if key not in asked})
+            asked |= parts[-1].keys()
+        worked = [part for part in parts if part]
+        advance(sum(map(len, batches)) - len(asked))
+        if worked:
+            answers = judge.judge_each([list(part.values()) for part in worked], skip=self.skip)
+            for part, said in zip(worked, answers, strict=True):
+                self._keep(part, said)
+                advance(len(part))
+
     def _ask(self, batch: Sequence[Pair], progress: str = "") -> None:
-        fresh = {key: pair for pair in batch if (key := self.key(pair)) not in self.store and key not in self.failed}
+        fresh = self._fresh(batch)
         if not fresh:
             return
         first, used, clock = not self.asked, self._costs(), time.perf_counter()
-        pairs = list(fresh.values())
-        said = (judgements_of_readable if self.skip else judgements)(self.judge, pairs, progress=progress)
+        said = (judgements_of_readable if self.skip else judgements)(self.judge, list(fresh.values()), progress=progress)
         seconds = time.perf_counter() - clock
+        self._keep(fresh, said, refuse=not first)
+        if first:
+            self._estimate(len(fresh), seconds, {name: n - used.get(name, 0) for name, n in self._costs().items()})
+            self._refuse_early()
+
+    def _keep(self, fresh: Mapping[Key, Pair], said: Judgements, *, refuse: bool = True) -> None:
         self.store.add(list(fresh), said)
         self.asked += len(fresh)
         self.failed |= {key for key in fresh if key not in self.store}
-        if first:
-            self._estimate(len(fresh), seconds, {name: n - used.get(name, 0) for name, n in self._costs().items()})
+        if refuse:
+            self._refuse_early()
+
+    def _refuse_early(self) -> None:
         if self.asked >= EARLY:
             self._refuse(len(self.failed), self.asked)
 

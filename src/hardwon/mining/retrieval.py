@@ -4,7 +4,7 @@ What was found is kept (see `retrieved`). Whether it is known is decided by keys
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from hardwon.mining.retrieved import Hits
 from hardwon.mining.settings import Mining
 from hardwon.models import Encoder
 from hardwon.randomness import generator
+from hardwon.search.retrieve import Found as Nearest
 from hardwon.search.retrieve import checked, nearest
+from hardwon.spread.engines import Workers
+from hardwon.spread.search import Asked, nearest_of
 
 BLOCK = 1024  # queries searched between two writes
 
@@ -49,15 +52,23 @@ def pools(examples: Sequence[Example], settings: Mining) -> dict[str, dict[str, 
 
 
 def retrieve_all(
-    examples: Sequence[Example], rows: Sequence[int], embedder: Encoder, settings: Mining, store: Path | None = None
+    examples: Sequence[Example],
+    rows: Sequence[int],
+    embedder: Encoder,
+    settings: Mining,
+    store: Path | None = None,
+    workers: Workers | None = None,
 ) -> list[Found]:
     """The most similar candidates of the pool for each of the rows; each distinct item is embedded once.
 
-    With a store, what was found before is not searched for again, and an interrupted search goes on at the next block.
+    With a store, what was found before is not searched for again, and an interrupted search goes on at the next block; then
+    it can be searched by several workers, too.
     """
     by_source = pools(examples, settings)
     blocks = _blocks(examples, rows, by_source, settings)
     search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings.depth)
+    if workers is not None and store is not None:
+        search.spread = workers, store / "work"
     inputs = _inputs(blocks, by_source, search, settings)
     found: dict[int, Found] = {}
     for block, hits in zip(
@@ -114,6 +125,7 @@ class _Search:
         self.asked = asked
         self.queries, self.golds = [e.query.key for e in asked], [e.gold[0].key for e in asked]
         self._corpus: tuple[str, np.ndarray] | None = None
+        self.spread: tuple[Workers, Path] | None = None  # who searches, and where they find their work
 
     def prepare(self) -> None:
         """Embed queries and candidates."""
@@ -126,13 +138,35 @@ class _Search:
 
     def __call__(self, number: int) -> Hits:
         block = self.blocks[number]
+        queries = self._vectors[0]
+        if self._corpus is None or self._corpus[0] != block.pool:
+            self._corpus = block.pool, self._pool(block.pool)
+        asked = checked(queries[block.places], self._corpus[1][:0])[0]
+        return self._hits(block, nearest(asked, self._corpus[1], self.depth, exclude=block.barred))
+
+    def each(self, numbers: Sequence[int]) -> Iterator[Hits]:
+        """As `Search.each`; by several workers, if there are any."""
+        if self.spread is None or not numbers:
+            yield from map(self, numbers)
+            return
+        workers, below = self.spread
+        blocks = [self.blocks[n] for n in numbers]
+        pools = {name: self._pool(name) for name in dict.fromkeys(block.pool for block in blocks)}
+        asked = checked(self._vectors[0], self._vectors[1][:0])[0]
+        wanted = [Asked(block.pool, block.places, block.barred) for block in blocks]
+        found = nearest_of(asked, pools, blocks=wanted, depth=self.depth, workers=workers, below=below)
+        for block, hits in zip(blocks, found, strict=True):
+            yield self._hits(block, hits)
+
+    def _pool(self, name: str) -> np.ndarray:
+        """Vectors of a pool."""
+        queries, vectors, places = self._vectors
+        own = vectors[[places[key] for key in self.by_source[name]]] if len(self.by_source) > 1 else vectors
+        return checked(queries[:0], own)[1]
+
+    def _hits(self, block: _Block, hits: Nearest) -> Hits:
         queries, vectors, places = self._vectors
         keys = list(self.by_source[block.pool])
-        if self._corpus is None or self._corpus[0] != block.pool:
-            own = vectors[[places[key] for key in keys]] if len(self.by_source) > 1 else vectors
-            self._corpus = block.pool, checked(queries[:0], own)[1]
-        asked = checked(queries[block.places], self._corpus[1][:0])[0]
-        hits = nearest(asked, self._corpus[1], self.depth, exclude=block.barred)
         there = [ids[ids >= 0].tolist() for ids in hits.ids]
         return Hits(
             [self.queries[n] for n in block.places],

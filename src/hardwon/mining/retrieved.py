@@ -57,6 +57,10 @@ class Search(Protocol):
         """The hits of a block."""
         ...
 
+    def each(self, numbers: Sequence[int]) -> Iterator[Hits]:
+        """The hits of several blocks, in turn."""
+        ...
+
 
 def through(store: Path | None, inputs: Mapping[str, Any], sizes: Sequence[int], search: Search) -> Iterator[Hits]:
     """The hits of all blocks in turn: as they were kept, else searched and kept.
@@ -79,16 +83,17 @@ def through(store: Path | None, inputs: Mapping[str, Any], sizes: Sequence[int],
         return
     with bar("retrieving", sum(sizes), "queries") as advance:
         if folder is None:
-            for n, size in enumerate(sizes):
-                yield search(n)
+            for size, hits in zip(sizes, search.each(range(len(sizes))), strict=True):
+                yield hits
                 advance(size)
             return
         with artifacts.writing(folder, KIND, inputs) as draft:
-            found = 0
+            found, before = 0, [_known(draft.path, n) for n in range(len(sizes))]
+            new = search.each([n for n, known in enumerate(before) if known is None])
             for n, size in enumerate(sizes):
-                hits = _known(draft.path, n)
+                hits = before[n]
                 if hits is None:
-                    hits = search(n)
+                    hits = next(new)
                     _write(draft.path, n, hits)
                 found += sum(map(len, hits.candidates))
                 yield hits

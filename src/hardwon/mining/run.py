@@ -22,6 +22,7 @@ from hardwon.mining.retrieval import retrieve_all, rows_to_mine
 from hardwon.mining.settings import Mining
 from hardwon.models import CachedEncoder, Encoder, Judgements, Scorer, YesNo
 from hardwon.models.left_out import readable
+from hardwon.spread.engines import Workers
 
 FILES = ("examples.jsonl", "ledger.parquet", "summary.json")
 
@@ -85,6 +86,7 @@ def mine(
     *,
     settings: Mining | None = None,
     store: Path | None = None,
+    workers: Workers | None = None,
 ) -> Mined:
     """Hard negatives for the examples.
 
@@ -96,6 +98,8 @@ def mine(
         store: folder where vectors and judgements are kept as they come, so that an interrupted run goes on. Give all runs of
             a project the same one: what is kept there of the same model, item or pair is not computed again, so a round with
             another embedder judges only pairs that were never judged. None: nothing is written.
+        workers: who searches, if there is a store; embedding and judging are spread by a `SpreadEncoder` and a `SpreadJudge`.
+            The result is the same.
 
     Raises:
         DataError: no examples, or nothing in the pool but positives.
@@ -109,7 +113,7 @@ def mine(
     encoder = embedder if isinstance(embedder, CachedEncoder) else CachedEncoder(embedder, store)
     known = readable(
         examples,
-        lambda some: retrieve_all(some, rows_to_mine(some, settings), encoder, settings, store),
+        lambda some: retrieve_all(some, rows_to_mine(some, settings), encoder, settings, store, workers),
         settings,
         "mining",
     )

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from hardwon.errors import BadItems
 from hardwon.items import Item
 from hardwon.models.embedder import Embedder
 from hardwon.models.preflight import refuse
-from hardwon.models.scorer import Encoder
+from hardwon.models.scorer import Encoder, ManyEncoder
 from hardwon.progress import bar
 from hardwon.store import Store
 
@@ -45,8 +45,8 @@ class CachedEncoder:
             BadItems: items among them that this model cannot use, before anything is computed; names them all.
         """
         found = {key: item for key, item in ((item.key, item) for item in items) if key not in self.store.rows}
-        if isinstance(self.encoder, Embedder):
-            refuse(self.encoder.body, found.values())
+        if (embedder := _embedder(self.encoder)) is not None:
+            refuse(embedder.body, found.values())
         return found
 
     def keep(self, keys: Sequence[str], vectors: np.ndarray) -> None:
@@ -62,27 +62,41 @@ class CachedEncoder:
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """As `Encoder.encode`."""
         missing = self.missing(items)
+        keys = list(missing)
+        chunks = [keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK)]
         with bar(progress, len(missing), "items", shown=bool(progress and missing)) as advance:
-            for start in range(0, len(missing), CHUNK):
-                chunk = dict(itertools.islice(missing.items(), start, start + CHUNK))
-                self.keep(list(chunk), self._made(list(chunk.values()), missing.values()))
+            for chunk, vectors in zip(chunks, self.each([[missing[key] for key in chunk] for chunk in chunks]), strict=True):
+                self.keep(chunk, vectors)
                 advance(len(chunk))
         self.store.describe()
         return self.known([item.key for item in items])
 
-    def _made(self, chunk: Sequence[Item], missing: Iterable[Item]) -> np.ndarray:
+    def each(self, chunks: Sequence[Sequence[Item]]) -> Iterator[np.ndarray]:
+        """Vectors of chunks of missing items as the encoder gives them, several at a time if it can; keep each as it comes.
+
+        Raises:
+            BadItems: what cannot be read, of all chunks together.
+        """
         try:
-            return self.encoder.encode(chunk)
+            if isinstance(self.encoder, ManyEncoder) and chunks:
+                yield from self.encoder.encode_each(chunks)
+            else:
+                yield from map(self.encoder.encode, chunks)
         except BadItems:
-            if isinstance(self.encoder, Embedder):
-                refuse(self.encoder.body, missing, decode=True)  # names those of all chunks
+            if (embedder := _embedder(self.encoder)) is not None:
+                refuse(embedder.body, itertools.chain.from_iterable(chunks), decode=True)  # names those of all chunks
             raise
+
+
+def _embedder(encoder: Encoder) -> Embedder | None:
+    found = encoder.inner if isinstance(encoder, ManyEncoder) else encoder
+    return found if isinstance(found, Embedder) else None
 
 
 def _circumstances(encoder: Encoder) -> str:
     """Device and versions that vectors come from."""
-    if not isinstance(encoder, Embedder):
+    if (embedder := _embedder(encoder)) is None:
         return ""
-    device = encoder.body.model.device
+    device = embedder.body.model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return ", ".join([name, *(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))])

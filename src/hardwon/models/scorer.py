@@ -1,6 +1,6 @@
 """The things that one can ask of a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +28,20 @@ class Encoder(Protocol):
 
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """Vectors [n d], float32, unit length, in the order of `items`. `progress` names the work in a bar; "" shows none."""
+        ...
+
+
+@runtime_checkable
+class ManyEncoder(Encoder, Protocol):
+    """An encoder that works at several chunks at a time, for another one that it stands for."""
+
+    @property
+    def inner(self) -> Encoder:
+        """The other one."""
+        ...
+
+    def encode_each(self, chunks: Sequence[Sequence[Item]]) -> Iterator[np.ndarray]:
+        """Vectors of each chunk, in their order."""
         ...
 
 
@@ -111,6 +125,15 @@ class YesNo(Protocol):
 
     def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
         """Judgements of (query, candidate) pairs, in their order."""
+        ...
+
+
+@runtime_checkable
+class ManyJudge(YesNo, Protocol):
+    """A judge that works at several batches at a time."""
+
+    def judge_each(self, batches: Sequence[Sequence[Pair]], *, skip: bool) -> "Iterator[Judgements]":
+        """Judgements of each batch, in their order; `skip`: as `judgements_of_readable`."""
         ...
 
 

@@ -13,7 +13,9 @@ from rich.markup import escape
 
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, RecipeError
+from hardwon.fetch import AllowedHosts
 from hardwon.progress import console
+from hardwon.spread.engines import Workers
 
 MODELS = ("model", "judge", "rerank")  # fields of stages that name a model
 
@@ -53,11 +55,15 @@ class Workspace:
         root: the folder.
         cache: where fetched assets are kept; the user's cache folder if None.
         command: the command line that runs the stages, for reports.
+        workers: who embeds, searches and judges; this process alone if None. What comes of a stage does not depend on it.
+        urls: from where pictures that are named by addresses may be fetched; from nowhere if None.
     """
 
     root: Path
     cache: Path | None = None
     command: str = ""
+    workers: Workers | None = None
+    urls: AllowedHosts | None = None
 
     def path(self, name: str) -> Path:
         """A path in a recipe: inside the workspace if it exists there or its first part is a stage's folder, else as it is."""

@@ -29,6 +29,8 @@ from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
 from hardwon.search import Fused
+from hardwon.spread.engines import Workers
+from hardwon.spread.models import SpreadEncoder
 
 BOARDS = frozenset(benchmark for benchmark, _ in PARTS.values())  # what the public leaderboard asks for
 SOURCE = "source"  # in `Report.made`: where the benchmark lies, so that its queries can be shown later
@@ -55,6 +57,7 @@ class Evaluation:
         label: what the model is called in tables; its folder's name if empty.
         on_error: whether the other data sets are asked where one cannot be.
         leaks: training data that is looked through for what the benchmark asks; none if empty.
+        workers: who embeds; this process alone if None. The report is the same.
     """
 
     model: str
@@ -72,6 +75,7 @@ class Evaluation:
     label: str = ""
     on_error: OnError = "raise"
     leaks: str = ""
+    workers: Workers | None = None
 
     @property
     def name(self) -> str:
@@ -83,7 +87,8 @@ class Evaluation:
     def home(self) -> Path:
         """The report if no other place is named. What is not as usual adds a hash: no other run's report is replaced."""
         usual = {f.name: f.default for f in fields(self)} | {"model": self.name, "benchmark": Path(self.benchmark).stem}
-        odd = {name: getattr(self, name) for name in usual if name != "label" and getattr(self, name) != usual[name]}
+        matters = [name for name in usual if name not in ("label", "workers")]
+        odd = {name: getattr(self, name) for name in matters if getattr(self, name) != usual[name]}
         short = (fingerprint(odd)[:8],) if odd else ()
         parts = (self.name, *(("reranked",) if self.rerank else ()), Path(self.benchmark).stem, *short)
         return Path("runs/evaluations") / ("-".join(parts) + ".json")
@@ -100,7 +105,8 @@ class Evaluation:
         benchmark = sampled(whole, self.budget, seed=self.seed, tasks=self.tasks or None) if self.budget else whole
         found = leakage(list(read(Path(self.leaks), on_error="skip")), benchmark) if self.leaks else None
         store = cache or out.parent / "features"
-        embedder = CachedEncoder(Embedder.load(model_folder(self.model), device=self.device, vision_cache=store), store)
+        loaded = Embedder.load(model_folder(self.model), device=self.device, vision_cache=store)
+        embedder = CachedEncoder(self._spread(loaded, store), store)
         more: dict[str, Any] = {
             SOURCE: source(
                 self.benchmark, self.root, budget=self.budget, seed=self.seed, tasks=self.tasks, on_error=self.on_error
@@ -129,6 +135,11 @@ class Evaluation:
                 write_json(out.with_suffix(".leaks.json"), found.to_json())
                 console().print(f"{found}\n   all of them are listed in {out.with_suffix('.leaks.json')}", markup=False)
         return report
+
+    def _spread(self, embedder: Embedder, store: Path) -> Embedder | SpreadEncoder:
+        if self.workers is None:
+            return embedder
+        return SpreadEncoder(embedder, model_folder(self.model), workers=self.workers, below=store / "work")
 
     def _reranker(self, embedder: CachedEncoder, store: Path) -> Fused:
         folder = model_folder(self.rerank)

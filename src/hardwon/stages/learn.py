@@ -37,8 +37,9 @@ from hardwon.models.small import assemble
 from hardwon.progress import console
 from hardwon.search import Blend
 from hardwon.search.blend import EXAMPLES
+from hardwon.spread.models import Chat, SpreadEncoder, SpreadJudge, named
 from hardwon.stages.base import Workspace
-from hardwon.stages.judges import JudgeSpec, load_judge, read_by
+from hardwon.stages.judges import RECORDED, ChatModel, JudgeSpec, Server, load_judge, read_by
 from hardwon.training import Settings, align, checkpoint, train
 from hardwon.training.usable import ready
 
@@ -50,7 +51,7 @@ def load_examples(
 ) -> Sequence[Example]:
     """Read a data set; bad rows that are gone on without are listed."""
     home = workspace.path(root) if root else None
-    dataset = read(workspace.path(name), root=home, on_error=on_error, max_bad_fraction=max_bad_fraction)
+    dataset = read(workspace.path(name), root=home, on_error=on_error, max_bad_fraction=max_bad_fraction, urls=workspace.urls)
     for row in dataset.bad[:10]:
         console().print(f"   [yellow]left out[/] {escape(str(row))}")
     if dataset.bad:
@@ -97,12 +98,21 @@ def _name(picture: Picture) -> str:
 
 def load_encoder(workspace: Workspace, name: str) -> CachedEncoder:
     """An embedder that remembers what it embedded in earlier stages."""
-    return CachedEncoder(load_embedder(workspace, name), features(workspace))
+    embedder = load_embedder(workspace, name)
+    if workspace.workers is None:
+        return CachedEncoder(embedder, features(workspace))
+    spread = SpreadEncoder(embedder, workspace.path(name), workers=workspace.workers, below=work(workspace))
+    return CachedEncoder(spread, features(workspace))
 
 
 def features(workspace: Workspace) -> Path:
     """Where features and vectors are kept: beside the artifacts, since they belong to no single one."""
     return workspace.root / "features"
+
+
+def work(workspace: Workspace) -> Path:
+    """Where work that is spread lies while it is under way."""
+    return workspace.root / "work"
 
 
 @dataclass(frozen=True)
@@ -274,7 +284,10 @@ class Mine:
             fit = partial(Blend.fit, embedder, judge, most=self.calibrate_on)
             judge = readable(held_out, fit, settings, "mining").made
             draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
-        mined = mine(examples, embedder, judge, settings=settings, store=workspace.root / "judgements")
+        if workspace.workers is not None and judge is not None:
+            judge = self._spread(workspace, judge)
+        kept_in = workspace.root / "judgements"
+        mined = mine(examples, embedder, judge, settings=settings, store=kept_in, workers=workspace.workers)
         data = workspace.path(self.data)
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
         draft.stats |= mined.stats
@@ -282,3 +295,17 @@ class Mine:
         told = f", {rejected} rejected as likely false, judge's AUC {mined.calibration.auc:.3f}" if mined.calibration else ""
         told += f", {len(mined.left_out)} items left out" if mined.left_out else ""
         return f"{kept} hard negatives for {queries} queries{told}"
+
+    def _spread(self, workspace: Workspace, judge: Scorer | YesNo) -> Scorer | YesNo:
+        """The judge, asked by workers if it is a model; a server answers many at a time anyway."""
+        workers = workspace.workers
+        if workers is None or isinstance(self.judge, Server) or (isinstance(self.judge, str) and self.judge.endswith(RECORDED)):
+            return judge
+        spec, chat, blend = self.judge, None, None
+        if isinstance(spec, ChatModel):
+            spec, chat = spec.model, Chat(spec.question, spec.dtype, spec.max_pixels, spec.tokens)
+        if isinstance(judge, Blend):
+            blend = {"model": named(workspace.path(self.model))}
+            blend |= {name: getattr(judge, name) for name in ("bias", "of_cosine", "of_odds")}
+        place, below = workspace.path(spec), work(workspace)
+        return SpreadJudge(judge, place, workers=workers, below=below, precision=self.precision, chat=chat, blend=blend)
