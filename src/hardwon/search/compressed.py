@@ -7,7 +7,7 @@ with the whole vectors. How many times is a setting, and `enough` finds the smal
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import faiss
 import numpy as np
@@ -27,6 +27,7 @@ SEED = 0
 _AT_ONCE = 65_536  # vectors coded at a time
 
 
+@runtime_checkable
 class Whole(Protocol):
     """Whole vectors that lie elsewhere, on disk perhaps."""
 

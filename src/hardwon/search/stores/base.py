@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -129,6 +129,7 @@ class Match(NamedTuple):
     score: float
 
 
+@runtime_checkable
 class Store(Protocol):
     """Rows and their vectors, kept. What is written is there, whatever happens, as soon as the call returns.
 
