@@ -187,8 +187,8 @@ def test_a_film_that_two_processes_read_is_read_by_both(tmp_path, monkeypatch):
 
 
 def test_frames_that_cannot_be_kept_are_told(tmp_path):
-    from hardwon.errors import DataError
     from hardwon.data.frames import frames_of
+    from hardwon.errors import DataError
 
     film(tmp_path / "a.mp4")
     (tmp_path / "frames").write_bytes(b"a file")
@@ -197,8 +197,8 @@ def test_frames_that_cannot_be_kept_are_told(tmp_path):
 
 
 def test_a_film_that_is_none_is_told(tmp_path):
-    from hardwon.errors import BadMedia
     from hardwon.data.frames import frames_of
+    from hardwon.errors import BadMedia
 
     (tmp_path / "a.mp4").write_bytes(b"no film " * 40)
     with pytest.raises(BadMedia, match=r"a\.mp4 cannot be read as a video"):
@@ -209,8 +209,8 @@ def test_a_film_that_is_none_is_told(tmp_path):
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
     import sys
 
-    from hardwon.errors import MissingExtra
     from hardwon.data.frames import frames_of
+    from hardwon.errors import MissingExtra
 
     (tmp_path / "a.mp4").write_bytes(b"film")
     monkeypatch.setitem(sys.modules, "av", None)

@@ -95,13 +95,9 @@ def _shower(thumbnails: bool | None, terminal: bool) -> Any:
     return lambda path: renderable.Image(open_picture(path), width=THUMBNAIL, height="auto")
 
 
-def _what(item: Item, place: str) -> str:
-    """An item in a row of a table: its words, and where it is."""
-    pictures = [str(picture) for picture in item.images]
+def _what(item: Item, place: str = "") -> str:
+    """An item in a row of a table: its words, and where it is; of a video its first frame."""
+    if "#" in place or ("/" in place and not item.pictures):
+        return f"{item.text}  {place}".strip() if item.text else place
     video = [f"{item.video[0]} ({len(item.video)} frames)"] if item.video else []
-    where = (
-        []
-        if any(path.endswith(place.partition("/")[2] or place) for path in pictures) or place.startswith("item ")
-        else [place]
-    )
-    return " ".join([item.text, *where, *pictures, *video]).strip()
+    return " ".join([item.text, *(str(picture) for picture in item.images), *video]).strip()
