@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hardwon import artifacts, cli
+from hardwon.commands import search
 from hardwon.items import Item
 
 VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "serve")
@@ -196,7 +197,7 @@ def index(tmp_path, monkeypatch):
     from hardwon.search import Index
 
     asked = []
-    monkeypatch.setattr(Embedder, "load", lambda path: asked.append(path) or Letters())
+    monkeypatch.setattr(Embedder, "load", lambda path, device=None: asked.append(path) or Letters())
     texts = ["a red kite", "a [/bold] bracket", "zzz"]
     Index.build(Letters(), [Item(text=text) for text in texts], progress="").save(tmp_path / "run/index/index")
     (tmp_path / "run/index/model.json").write_text(json.dumps({"model": "../round2/model"}))
@@ -220,7 +221,8 @@ def test_search_prints_json_lines(call, index):
     assert (code, err) == (0, "")
     (hit,) = [json.loads(line) for line in out.splitlines()]
     assert hit.pop("score") > 0.99
-    assert hit == {"rank": 1, "text": "zzz"}
+    assert len(hit.pop("id")) == 32
+    assert hit == {"rank": 1, "text": "zzz", "place": "item 2", "source": "texts"}
 
 
 def test_inspect_shows_what_an_artifact_is(call, recipe, tmp_path):
@@ -277,8 +279,42 @@ def test_assets_are_listed_with_their_licences(call, monkeypatch, tmp_path):
 
 def test_what_a_row_of_results_says():
     red, blue = Path("red.png"), Path("blue.png")
-    assert cli._what(Item(text="a kite", images=(red, blue))) == "a kite red.png blue.png"
-    assert cli._what(Item(video=(blue, red, red))) == "blue.png (3 frames)"
+    assert search._what(Item(text="a kite", images=(red, blue))) == "a kite red.png blue.png"
+    assert search._what(Item(video=(blue, red, red)), "films/a.mp4") == "blue.png (3 frames)"
+    assert search._what(Item(images=(red,)), "papers/a.pdf#page=2") == "papers/a.pdf#page=2"
+    assert search._what(Item(text="words"), "notes/a.txt#1") == "words  notes/a.txt#1"
+
+
+def test_index_takes_a_model_and_a_path_or_a_recipe(call, index, tmp_path, recipe):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("a red kite over the sea")
+    (tmp_path / "texts/b.txt").write_text("zzz")
+    out = tmp_path / "idx"
+    code, told, _ = call("index", "some/model", tmp_path / "texts", "--out", out)
+    assert code == 0
+    assert told.startswith("2 added, 0 updated, 0 unchanged, 0 removed, 0 failed; 2 rows, 2 encoded")
+    code, told, _ = call("index", "some/model", tmp_path / "texts", "--out", out)
+    assert told.startswith("0 added, 0 updated, 2 unchanged")
+    code, told, err = call("search", out, "red kite", "--json", "-k", "1")
+    assert (code, err, json.loads(told)["place"]) == (0, "", "texts/a.txt#1")
+    code, told, _ = call("search", out, "zz", "--thumbnails", "-k", "1")
+    assert code == 0 and "zzz" in told
+    code, told, _ = call("inspect", out)
+    assert code == 0
+    assert "recall@2 of its searches: 1.0000" in told
+    for arguments, message in (
+        (("some/model",), "name what to index after the model"),
+        (("some/model", tmp_path / "texts"), "say where the index goes"),
+        (("some/model", tmp_path / "texts", "--out", out, "--stage", "x"), "belong to a recipe"),
+        ((recipe, tmp_path / "texts", "--out", out), "names what it indexes itself"),
+        ((recipe,), "a recipe needs --out"),
+    ):
+        code, _, err = call("index", *arguments)
+        assert code == 2
+        assert message in " ".join(err.replace("│", " ").split())
+    code, _, err = call("index", "some/model", tmp_path / "text", "--out", out)
+    assert code == 1 and "did you mean 'texts'" in err
+    assert call("search", out, "x", "--json", "--thumbnails")[0] == 2
 
 
 def test_the_doctor_prints_a_table(call, tiny_text, monkeypatch):

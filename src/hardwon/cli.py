@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hardwon.commands.evaluate import EVALUATE, compare, evaluate
+from hardwon.commands.index import INDEX, index
 from hardwon.commands.recipes import (
     Count,
     Engine,
@@ -22,10 +23,10 @@ from hardwon.commands.recipes import (
     stages_of,
     workspace_at,
 )
+from hardwon.commands.search import search
 from hardwon.commands.serve import serve
 from hardwon.commands.work import WORK, work
-from hardwon.errors import ArtifactError, HardwonError, ModelError
-from hardwon.items import Item
+from hardwon.errors import HardwonError, ModelError
 
 app = typer.Typer(
     help="Sharp embedding models, rerankers and search indexes, learned from hard negatives.\n\n"
@@ -98,58 +99,9 @@ app.command(help=EVALUATE)(evaluate)
 app.command()(compare)
 
 
-@app.command()
-def index(recipe: Recipe, out: Out, settings: Set, stage: Only = "", workers: Count = 0, engine: Engine = "local") -> None:
-    """Build a search index."""
-    run_verb("index", recipe, out, stage=stage, settings=settings, workspace=workspace_at(out, workers, engine))
-
-
+app.command(help=INDEX)(index)
 app.command(help=WORK)(work)
-
-
-@app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(help="An index made by `hardwon index` or `hardwon run`.", show_default=False)],
-    words: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
-    image: Annotated[Path | None, typer.Option("--image", "-i", help="A picture to look for, alone or with words.")] = None,
-    instruction: Annotated[str, typer.Option(help="Instruction that the model saw on such queries in training.")] = "",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-) -> None:
-    """Search an index by words, by picture, or by both."""
-    from hardwon.models import Embedder
-    from hardwon.pictures import check_picture
-    from hardwon.search import Index
-    from hardwon.stages.measure import model_of
-
-    if not words and image is None:
-        raise typer.BadParameter("give words, --image, or both")
-    if image is not None:
-        check_picture(image)
-    if not (folder / "model.json").is_file():
-        raise ArtifactError(f"{folder} holds no index: make one with `hardwon index`")
-    found = Index.load(folder / "index", Embedder.load(model_of(folder)))
-    hits = found.search(Item(words, () if image is None else (image.resolve(),), instruction), k=k)
-    if as_json:
-        for hit in hits:
-            typer.echo(
-                json.dumps({"rank": hit.rank, "score": round(hit.score, 6), **hit.item.to_json(Path.cwd())}, ensure_ascii=False)
-            )
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("rank", "score", "what", title=f"{len(found)} items searched")
-    for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(_what(hit.item)))
-    Console().print(table)
-
-
-def _what(item: Item) -> str:
-    """An item in a row of a table: its words, the paths of its pictures, and a video by its first frame."""
-    video = [f"{item.video[0]} ({len(item.video)} frames)"] if item.video else []
-    return " ".join([item.text, *(str(picture) for picture in item.images), *video]).strip()
+app.command()(search)
 
 
 @app.command()
@@ -168,7 +120,8 @@ def inspect(
 
     Of hard negatives (hardwon mine) it also says what each rule kept and rejected and how far the judge is to be believed, and
     writes a page on which you see queries, positives and candidates with their scores, the likely mistakes first. Of an index
-    it says what would be found with smaller vectors: 8 bits a number, 1 bit, fewer numbers.
+    it says what its searches find of what an exact search finds, and what would be found with smaller vectors: 8 bits a number,
+    1 bit, fewer numbers.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -176,6 +129,12 @@ def inspect(
 
     from hardwon import artifacts
 
+    if (folder / "index.json").is_file():
+        from hardwon.stages import forms
+
+        for shown in forms.about(folder):
+            Console().print(shown)
+        return
     manifest = artifacts.load(folder)
     table = Table(show_header=False, title=escape(f"{folder}: {manifest.kind}, whole"))
     for name, value in {

@@ -1,6 +1,6 @@
 """The one retrieve function: mining, evaluation and serving rank through it, so they cannot disagree.
 
-faiss proposes, float64 decides. A matrix product in float32 gives the same pair of vectors different last bits from one
+float32 proposes, float64 decides. A matrix product in float32 gives the same pair of vectors different last bits from one
 batch shape to the next, so its order among near-equal candidates is an accident. Each query therefore gets a few more
 candidates than were asked for, and these are scored again, pair by pair, always in the same order of additions. What
 float32 may have got wrong has a bound; where candidates that were not fetched come within that bound of the k-th place
@@ -20,6 +20,8 @@ UNIT_TOLERANCE = 1e-3  # how far the length of a unit vector may be from 1
 SPARE = 16  # candidates fetched beyond those asked for, so that the k-th place is seldom in doubt
 MOST_EXCLUDED = 1024  # more exclusions than this in one query are left to the search through the whole corpus
 FETCHED_AT_ONCE = 2**22  # (query, candidate) places held at a time: 12 bytes each
+PRODUCTS_AT_ONCE = 2**24  # of float32 held at a time: 64 MB
+TOGETHER = 32  # candidates of which only the largest product is looked at, until it is among the best
 RESCORED_AT_ONCE = 2**23  # numbers of the corpus in float64 held at a time: 64 MB
 
 
@@ -99,7 +101,7 @@ def nearest(
     reach = _rounding(corpus.shape[1])
     for start in range(0, len(queries), step):
         part, own = slice(start, start + step), barred[start : start + step]
-        rough, fetched = faiss.knn(queries[part], corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+        rough, fetched = _proposed(queries[part], corpus, fetch)
         best, exact = _decide(queries[part], corpus, _without(rough, fetched, own), fetched, k)
         ids[part, : best.shape[1]], scores[part, : best.shape[1]] = best, exact
         # No candidate that was left behind scores more than this.
@@ -154,6 +156,58 @@ def _barred(exclude: Sequence[Collection[int]] | None, queries: int, corpus: int
 def _rounding(width: int) -> float:
     """How far the float32 product of two unit vectors can be from the true one, whatever the order of additions."""
     return 1.02 * (width + 8) * 2.0**-24
+
+
+def _proposed(
+    queries: Float32[np.ndarray, "q d"], corpus: Float32[np.ndarray, "n d"], fetch: int
+) -> tuple[Float32[np.ndarray, "q m"], Int64[np.ndarray, "q m"]]:
+    """The `fetch` largest products of each query in float32, largest first, and their ids.
+
+    For one query faiss reads the corpus once and is as fast as memory. For several it does not use that they can share what is
+    read; a matrix product does, and most of its numbers need not be looked at one by one.
+    """
+    if len(queries) == 1:
+        return faiss.knn(queries, corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+    count, turned = len(queries), np.ascontiguousarray(queries.T)
+    rows = max(1, PRODUCTS_AT_ONCE // count // TOGETHER) * TOGETHER
+    held = np.empty((min(rows, -(-len(corpus) // TOGETHER) * TOGETHER), count), dtype=np.float32)
+    best = np.full((count, fetch), -np.inf, dtype=np.float32), np.full((count, fetch), -1, dtype=np.int64)
+    for start in range(0, len(corpus), rows):
+        part = corpus[start : start + rows]
+        groups = -(-len(part) // TOGETHER)
+        products = held[: groups * TOGETHER]
+        np.matmul(part, turned, out=products[: len(part)])
+        products[len(part) :] = -np.inf
+        best = _better(*best, products.reshape(groups, TOGETHER, count), start)
+    return best
+
+
+def _better(
+    best: Float32[np.ndarray, "q m"],
+    ids: Int64[np.ndarray, "q m"],
+    products: Float32[np.ndarray, "groups together q"],
+    start: int,
+) -> tuple[Float32[np.ndarray, "q m"], Int64[np.ndarray, "q m"]]:
+    """The best so far and the products of more candidates, from `start` on, as the best of both.
+
+    The m best lie in the m groups with the largest maxima, and of these only in such as exceed the least of the best so far.
+    """
+    count, fetch = best.shape
+    largest, most = products.max(axis=1), min(fetch, len(products))
+    groups = np.argpartition(largest, len(products) - most, axis=0)[len(products) - most :].T
+    wanted = np.take_along_axis(largest.T, groups, axis=1) > best[:, -1:]
+    width = int(wanted.sum(axis=1).max())
+    if not width:
+        return best, ids
+    groups = np.take_along_axis(groups, np.argsort(~wanted, axis=1, kind="stable")[:, :width], axis=1)[:, :, None]
+    within = np.arange(TOGETHER)
+    found = products[groups, within, np.arange(count)[:, None, None]].reshape(count, -1)
+    places = (start + groups * TOGETHER + within).reshape(count, -1)
+    found, places = np.concatenate([best, found], axis=1), np.concatenate([ids, places], axis=1)
+    kept = np.argpartition(-found, fetch - 1, axis=1)[:, :fetch]
+    best, ids = np.take_along_axis(found, kept, axis=1), np.take_along_axis(places, kept, axis=1)
+    order = np.argsort(-best, axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 def _without(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hardwon.data.gather import Reading
+from hardwon.data.read_files import missing_path
 from hardwon.errors import ArtifactError, DataError, RecipeError
 from hardwon.models.embedder import Embedder
 from hardwon.models.scorer import Encoder
@@ -15,12 +16,14 @@ from hardwon.search.compressed import Form, enough
 from hardwon.search.stored import FILE, About, new_name
 from hardwon.search.stores import Space, Store
 from hardwon.search.stores.embedded import one_writer
-from hardwon.stages.following import Counts, Run
+from hardwon.stages.following import FAILED, Counts, Run
 
-__all__ = ["Counts", "Wanted", "index_path"]
+__all__ = ["Counts", "Wanted", "check_path", "index_path", "told"]
 
 BUILDING = "building.json"
 TARGET = 0.99  # recall that a form is set to reach
+K = 10  # results that a recall is about
+TOLD = 10  # failures that are printed
 STALE = 0.1  # share of rows that may change before what a form costs is measured again
 
 
@@ -87,6 +90,33 @@ def index_path(encoder: Encoder, model: str, path: Path, out: Path, wanted: Want
             return counts
         finally:
             store.close()
+
+
+def check_path(path: Path) -> None:
+    """Raise DataError for a path that does not exist, before a model is loaded for it."""
+    if not path.exists():
+        raise DataError(missing_path(path))
+
+
+def told(counts: Counts, out: Path) -> list[str]:
+    """What a run came to, line by line, for people."""
+    lines = [str(counts)]
+    if counts.failed:
+        lines += [f"  {row}" for row in counts.failed[:TOLD]]
+        more = len(counts.failed) - TOLD
+        lines.append(f"  {f'... and {more:,} more, ' if more > 0 else ''}all of them in {out / FAILED}")
+    if counts.others:
+        kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in sorted(counts.others.items()))
+        lines.append(f"passed over, of other kinds: {kinds}")
+    if counts.recall is not None:
+        found, value = counts.recall, counts.recall.value
+        lines.append(
+            f"kept as {found.form}: {found.bytes} bytes a vector; finds {value.mean:.3f} [{value.low:.3f}, {value.high:.3f}] "
+            f"of the best {K} of whole vectors, asked with items of this index"
+        )
+        if value.mean < TARGET:
+            lines.append(f"that is below {TARGET}: take a larger form with --form and --rebuild if it matters")
+    return lines
 
 
 def _ours(out: Path) -> None:
@@ -173,7 +203,7 @@ def _finished(encoder: Encoder, out: Path, about: About, store: Store, counts: C
     stale = not about.measured or changed > STALE * about.measured["rows"]
     if about.form.kind in ("int8", "binary") and counts.rows > 1 and stale:
         vectors = store.vectors([entry.id for entry in store.rows()])
-        found = enough(vectors, Form(about.form.kind), TARGET)
+        found = enough(vectors, Form(about.form.kind), TARGET, k=K)
         told = {"rows": counts.rows, "recall": found.value.mean, "low": found.value.low, "high": found.value.high}
         about = replace(about, form=found.form, measured=told)
         counts.recall = found

@@ -49,13 +49,17 @@ class Postgres:
         self.address, self.name, self._space = without_password(address), name, space
         self._asked, self._turn = address, threading.RLock()
         self._connection: Any = None
-        with self._cursor() as cursor:
-            found = None
-            if cursor.execute("select to_regclass(%s)", (SPACES,)).fetchone()[0] is not None:
-                found = cursor.execute(f"select space from {SPACES} where name = %s", (name,)).fetchone()
-        if found is None:
-            raise ArtifactError(f"{self.address} holds no index {name}: build it with `hardwon index`")
-        space.check(found[0], f"table {name} of {self.address}")
+        try:
+            with self._cursor() as cursor:
+                found = None
+                if cursor.execute("select to_regclass(%s)", (SPACES,)).fetchone()[0] is not None:
+                    found = cursor.execute(f"select space from {SPACES} where name = %s", (name,)).fetchone()
+            if found is None:
+                raise ArtifactError(f"{self.address} holds no index {name}: build it with `hardwon index`")
+            space.check(found[0], f"table {name} of {self.address}")
+        except ArtifactError:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, address: str, name: str, space: Space) -> Postgres:

@@ -1,0 +1,287 @@
+"""An index that follows a folder."""
+
+import json
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import tiny
+from fakes import FakeEncoder
+
+from hardwon.data.gather import Reading, passages
+from hardwon.errors import ArtifactError, DataError, RecipeError
+from hardwon.items import Item
+from hardwon.search import canaries, open_index
+from hardwon.stages import indexing
+from hardwon.stages.indexing import Wanted, index_path, told
+
+MODEL = "someone/model"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    for name in ("red square", "blue circle", "green bar"):
+        colour, shape = name.split()
+        (root / colour).mkdir(parents=True)
+        tiny.draw(colour, shape).save(root / colour / f"{shape}.png")
+    (root / "red/square.txt").write_text("a red square")
+    (root / "notes.md").write_text("one\n\ntwo")
+    (root / "rows.jsonl").write_text('{"text": "first", "id": "a"}\n{"text": "second"}\n{"txt": "third"}\n')
+    return root
+
+
+@pytest.fixture
+def encoder():
+    return FakeEncoder(dim=16)
+
+
+def asked(encoder):
+    """How many items were encoded, canaries aside; forgets them."""
+    count = sum(len(keys) for keys in encoder.asked if len(keys) != canaries.COUNT)
+    encoder.asked.clear()
+    return count
+
+
+def places(out):
+    return sorted(row.place for row in open_index(out).rows())
+
+
+def test_it_holds_what_the_folder_holds(folder, tmp_path, encoder):
+    (folder / ".hidden.png").write_bytes(b"x")
+    (folder / "data.bin").write_bytes(b"x")
+    (folder / "broken.png").write_bytes(b"nothing")
+    counts = index_path(encoder, MODEL, folder, tmp_path / "idx")
+    assert (counts.added, counts.rows, counts.others) == (6, 6, {".bin": 1})
+    names = ["blue/circle.png", "green/bar.png", "notes.md#1", "red/square.png", "rows.jsonl#2", "rows.jsonl#a"]
+    assert places(tmp_path / "idx") == [f"photos/{name}" for name in names]
+    assert sorted((row.file.rpartition("/")[2], row.line) for row in counts.failed) == [("broken.png", 1), ("rows.jsonl", 3)]
+    assert "did you mean 'text'" in json.loads((tmp_path / "idx/failed.json").read_text())[1]["reason"]
+    lines = told(counts, tmp_path / "idx")
+    assert lines[0].startswith("6 added, 0 updated, 0 unchanged, 0 removed, 2 failed")
+    index = open_index(tmp_path / "idx", encoder)
+    assert index.sources() == {"photos": 1, "rows.jsonl": 2, "blue": 1, "green": 1, "red": 1} or len(index.sources()) == 5
+    best = index.search(Item(text="a red square", images=(folder / "red/square.png",)), 1)[0]
+    assert best.score == pytest.approx(1, abs=1e-6)
+    assert index.row(str(best.id)).picture == folder / "red/square.png"
+    assert index.search(best.item, 2, exclude_self=True)[0].id != best.id
+
+
+def test_it_follows_the_folder(folder, tmp_path, encoder):
+    out = tmp_path / "idx"
+    index_path(encoder, MODEL, folder, out)
+    asked(encoder)
+    reader = open_index(out, encoder)
+    counts = index_path(encoder, MODEL, folder, out)
+    assert (counts.unchanged, counts.added, counts.updated, counts.removed, asked(encoder)) == (6, 0, 0, 0, 0)
+    (folder / "blue/circle.png").rename(folder / "renamed.png")
+    (folder / "green/bar.png").unlink()
+    (folder / "notes.md").write_text("three")
+    (folder / "red/square.txt").write_text("another caption")
+    counts = index_path(encoder, MODEL, folder, out)
+    assert (counts.added, counts.updated, counts.unchanged, counts.removed) == (1, 2, 2, 2)
+    assert asked(encoder) == 2  # what was renamed is known
+    assert len(reader) in (5, 6)
+    assert reader.search(Item(text="three"), 1)[0].score == pytest.approx(1, abs=1e-6)  # it looks again by itself
+    assert len(reader) == 5
+
+
+def test_another_folder_is_added_and_a_file_alone_removes_nothing(folder, tmp_path, encoder):
+    out, more = tmp_path / "idx", tmp_path / "more"
+    more.mkdir()
+    (more / "a.txt").write_text("of more")
+    index_path(encoder, MODEL, folder, out)
+    assert index_path(encoder, MODEL, more, out).rows == 7
+    (folder / "notes.md").write_text("four")
+    counts = index_path(encoder, MODEL, folder / "notes.md", out)
+    assert (counts.updated, counts.removed, counts.rows) == (1, 0, 7)
+    rebuilt = index_path(FakeEncoder("fake-2", dim=16), MODEL, folder, out, Wanted(rebuild=True))
+    assert rebuilt.rows == 7  # the other folder too
+
+
+def test_a_rebuild_takes_the_place_of_what_was_there_when_it_is_ready(folder, tmp_path, encoder):
+    out = tmp_path / "idx"
+    index_path(encoder, MODEL, folder, out)
+    reader = open_index(out, encoder)
+    with pytest.raises(ArtifactError, match="--rebuild"):
+        index_path(FakeEncoder("fake-2", dim=16), MODEL, folder, out)
+    for number in range(3):
+        other = FakeEncoder(f"fake-{number}", dim=8 + 8 * number)
+        index_path(other, MODEL, folder, out, Wanted(rebuild=True))
+        assert len(open_index(out, other).search(Item(text="x"), 9)) == 6
+        assert len(list(out.glob("rows_*"))) == 2  # and the one before, which readers may still have open
+    with pytest.raises(ArtifactError, match="vectors of two encoders cannot be compared"):
+        reader.search(Item(text="x"))
+
+
+def test_an_interrupted_rebuild_goes_on_and_the_old_index_answers_meanwhile(folder, tmp_path, encoder, monkeypatch):
+    out, other = tmp_path / "idx", FakeEncoder("fake-2", dim=16)
+    index_path(encoder, MODEL, folder, out)
+    monkeypatch.setattr("hardwon.stages.following.BATCH", 2)
+    monkeypatch.setattr(other, "given", Dying(4))
+    with pytest.raises(KeyboardInterrupt):
+        index_path(other, MODEL, folder, out, Wanted(rebuild=True))
+    assert len(open_index(out, encoder).search(Item(text="x"), 9)) == 6
+    other.given = {}
+    asked(other)
+    assert index_path(other, MODEL, folder, out, Wanted(rebuild=True)).rows == 6
+    assert asked(other) < 6
+    assert not (out / "building.json").exists()
+
+
+class Dying(dict):
+    """Stands for given vectors, and interrupts after so many questions."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def get(self, text, default=None):
+        self.left -= "canary" not in text and bool(text)
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return default
+
+
+def test_forms_are_measured_on_the_index_itself(tmp_path, encoder):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(300)))
+    for form in ("int8", "binary", "float16"):
+        counts = index_path(encoder, MODEL, file, tmp_path / form, Wanted(form=form, dimensions=8))
+        index = open_index(tmp_path / form, encoder)
+        assert index.space.dim == 8
+        hits = index.search(Item(text="text 7"), 3)
+        assert hits[0].item.text == "text 7"
+        if form != "float16":
+            assert counts.recall is not None and counts.recall.value.mean >= 0.99
+            assert index.about.form.proposed == counts.recall.form.proposed
+            assert "of the best 10 of whole vectors" in told(counts, tmp_path)[-1]
+    with pytest.raises(ArtifactError, match="has form 'int8', not 'binary'"):
+        index_path(encoder, MODEL, file, tmp_path / "int8", Wanted(form="binary"))
+    with pytest.raises(RecipeError, match="multiple of 8"):
+        index_path(encoder, MODEL, file, tmp_path / "new", Wanted(form="binary", dimensions=9))
+    with pytest.raises(RecipeError, match="is for the embedded store"):
+        index_path(encoder, MODEL, file, tmp_path / "new2", Wanted(form="int8", store="lance"))
+
+
+def test_canaries_tell_of_vectors_that_have_drifted(folder, tmp_path, encoder):
+    out = tmp_path / "idx"
+    index_path(encoder, MODEL, folder, out)
+    assert open_index(out, encoder).drift() == pytest.approx(1, abs=1e-12)
+
+    class Drifted(FakeEncoder):
+        def encode(self, items, *, progress=""):
+            rows = super().encode(items) + np.float32(0.03)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    assert open_index(out, Drifted(dim=16)).drift() < canaries.ALARM
+    with pytest.raises(ArtifactError, match="gives other vectors than when"):
+        index_path(Drifted(dim=16), MODEL, folder, out)
+
+
+def test_what_the_model_cannot_read_is_listed(folder, tmp_path, text_model):
+    counts = index_path(text_model, MODEL, folder, tmp_path / "idx")
+    assert (counts.rows, len(counts.failed)) == (3, 4)
+    assert any("circle.png" in row.file for row in counts.failed)
+    only = tmp_path / "only"
+    only.mkdir()
+    tiny.draw("red", "bar").save(only / "a.png")
+    with pytest.raises(DataError, match=r"nothing of .* could be indexed"):
+        index_path(text_model, MODEL, only, tmp_path / "idx2")
+
+
+def test_pages_and_frames(tmp_path, vlm):
+    import av
+
+    root = tmp_path / "media"
+    root.mkdir()
+    pages = [tiny.draw(colour, "square") for colour in ("red", "blue")]
+    pages[0].save(root / "doc.pdf", save_all=True, append_images=pages[1:])
+    with av.open(str(root / "clip.mp4"), "w") as video:
+        stream = video.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 64
+        for colour in ("red", "green", "blue"):
+            for packet in stream.encode(av.VideoFrame.from_image(tiny.draw(colour, "circle"))):
+                video.mux(packet)
+        for packet in stream.encode():
+            video.mux(packet)
+    (root / "bad.pdf").write_bytes(b"%PDF-1.7 no")
+    out = tmp_path / "idx"
+    counts = index_path(vlm, MODEL, root, out, Wanted(reading=Reading(frames=2)))
+    assert places(out) == [f"media/{n}" for n in ("clip.mp4#frame=1", "clip.mp4#frame=2", "doc.pdf#page=1", "doc.pdf#page=2")]
+    assert len(counts.failed) == 1 and "cannot be read as a PDF" in counts.failed[0].reason
+    assert all(row.picture.is_file() for row in open_index(out).rows())
+    (root / "doc.pdf").unlink()
+    assert index_path(vlm, MODEL, root, out, Wanted(reading=Reading(frames=2))).removed == 2
+    assert len(list((out / "media").iterdir())) == 1
+
+
+def indexing_slowly(folder, out, log):
+    """A process that indexes, and takes its time over each batch."""
+
+    class Slow(FakeEncoder):
+        def encode(self, items, *, progress=""):
+            if len(items) != canaries.COUNT:
+                time.sleep(0.05)
+                with open(log, "a") as file:
+                    file.writelines(f"{item.text}\n" for item in items)
+            return super().encode(items)
+
+    from hardwon.stages import following
+
+    following.BATCH = 5
+    index_path(Slow(dim=16), MODEL, folder, out)
+
+
+def test_killed_it_goes_on_and_encodes_again_only_what_was_under_way(tmp_path):
+    file, out, log = tmp_path / "many.jsonl", tmp_path / "idx", tmp_path / "log"
+    file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(60)))
+    log.touch()
+    context = multiprocessing.get_context("forkserver")
+    for goal in (12, 33):
+        process = context.Process(target=indexing_slowly, args=(file, out, log))
+        process.start()
+        while len(log.read_text().splitlines()) < goal:
+            assert process.is_alive()
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+    process = context.Process(target=indexing_slowly, args=(file, out, log))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    lines = log.read_text().splitlines()
+    assert sorted(set(lines)) == sorted(f"text {n}" for n in range(60))
+    assert len(lines) - 60 <= 2 * 5  # of each kill at most the batch in flight
+    assert len(open_index(out)) == 60
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(folder, tmp_path, encoder):
+    with pytest.raises(ArtifactError, match="is not empty and holds no index"):
+        index_path(encoder, MODEL, folder, folder)
+    with pytest.raises(DataError, match="did you mean 'photos'"):
+        indexing.check_path(tmp_path / "fotos")
+
+
+def test_passages_keep_paragraphs_together():
+    text = "one two\n\nthree\n\n" + "A sentence of some words. " * 20
+    made = passages(text, 100)
+    assert made[0] == "one two\n\nthree"
+    assert all(len(part) <= 100 for part in made)
+    assert "".join("".join(made).split()) == "".join(text.split())
+    assert passages(text, 0) == [text.strip()]
+    assert passages(" \n", 10) == []
+
+
+def test_an_index_of_a_recipe_opens_too(tmp_path, encoder):
+    from hardwon.search import Index
+
+    items = [Item(text=f"t{n}") for n in range(5)]
+    Index.build(encoder, items, progress="").save(tmp_path / "run/index")
+    (tmp_path / "run/model.json").write_text('{"model": "some/name"}')
+    index = open_index(tmp_path / "run", encoder)
+    assert index.search(items[3], 1)[0].item == items[3]
+    rows, vectors = index.sample(3)
+    assert len(rows) == 3 and vectors.shape == (3, 16)
+    with pytest.raises(ArtifactError, match="made by a recipe"):
+        index.store.delete([rows[0].id])
