@@ -1,6 +1,9 @@
 """The same vectors measured by other evaluation code: mteb, sentence-transformers and, below mteb, pytrec_eval."""
 
+import importlib.util
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +83,22 @@ def test_sentence_transformers_agrees(asked):
     names = {"hit": "accuracy@k", "precision": "precision@k", "recall": "recall@k", "mrr": "mrr@k", "map": "map@k"}
     theirs = {f"{ours}@{k}": found[name][k] for ours, name in names.items() for k in CUTOFFS}
     assert apart(result.measures, theirs) == {}
+
+
+@pytest.mark.skipif("HARDWON_VLM2VEC" not in os.environ, reason="HARDWON_VLM2VEC names no checkout of TIGER-AI-Lab/VLM2Vec")
+def test_the_code_behind_mmeb_agrees(asked):
+    """Its graded nDCG is left out: it sorts labels without their grades."""
+    path = Path(os.environ["HARDWON_VLM2VEC"]) / "src" / "utils" / "eval_utils" / "metrics.py"
+    spec = importlib.util.spec_from_file_location("vlm2vec_metrics", path)
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    task, result, vectors = asked
+    corpus = np.stack([vectors[item.text] for item in task.corpus])
+    cases = []
+    for query, gold in zip(task.queries, task.gold, strict=True):
+        order = np.argsort(-(corpus @ vectors[query.text]))
+        labels = [task.corpus[n].text for n in gold]
+        cases.append({"prediction": [task.corpus[n].text for n in order], "label": labels, "rel_scores": None})
+    names = ["hit", "precision", "recall", "f1", "map", "mrr"]
+    found = peer.RankingMetrics(names, CUTOFFS).evaluate(cases)
+    assert apart(result.measures, {f"{name}@{k}": found[f"{name}@{k}"] for name in names for k in CUTOFFS}) == {}
