@@ -82,9 +82,11 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
     "exact": encoded,
     "re-encoded": lambda image: encoded(image, "JPEG", 50),
     "resized": lambda image: encoded(image.resize((70, 78), Image.Resampling.LANCZOS)),
-    "cropped 4 %": lambda image: encoded(image.crop((2, 2, 94, 94))),
+    "cropped to 92 %": lambda image: encoded(image.crop((2, 2, 94, 94))),
+    "cropped to 64 %, off centre": lambda image: encoded(image.crop((15, 4, 92, 81)), "JPEG", 85),
+    "cropped to 36 %, off centre": lambda image: encoded(image.crop((30, 8, 88, 66)), "JPEG", 85),
 }
-GOALS = {"exact": 0.99, "re-encoded": 0.95, "resized": 0.95, "text exact": 0.99}
+GOALS = {"exact": 0.99, "re-encoded": 0.95, "resized": 0.95, "text exact": 0.99, "two words, exact": 0.99}
 WORDS = [
     a + b
     for a in ("ka", "lo", "mi", "ru", "te", "sa", "bo", "ne")
@@ -114,6 +116,7 @@ def leaks(times: int, seed: int) -> Outcome:
     base, planted = 10_000_019 * (seed + 1), max(1, times // 50)
     trained = [Item(images=(encoded(scene(base + n)),)) for n in range(times)]
     trained += [Item(text=" ".join(sentence(base + n))) for n in range(times)]
+    trained += [Item(text=" ".join([*sentence(base + n)[:2], str(n)])) for n in range(planted)]
     examples = [Example(item, (Candidate(Item(text="label"), origin="gold"),), "s") for item in trained]
     asked: list[tuple[str, Item]] = []
     for place, (name, change) in enumerate(CHANGES.items()):
@@ -123,6 +126,9 @@ def leaks(times: int, seed: int) -> Outcome:
         words = sentence(base + n)
         asked.append(("text exact", Item(text=" ".join(words), instruction="Find it.")))
         asked.append(("text, one word changed", Item(text=" ".join([*words[:6], "other", *words[7:]]))))
+        asked.append(("text, halves exchanged", Item(text=" ".join([*words[6:], *words[:6]]))))
+        asked.append(("text, a third of the words replaced", Item(text=" ".join([*words[:8], *sentence(base - n - 1)[:4]]))))
+        asked.append(("two words, exact", Item(text=f"{words[0]} {words[1]} {n}")))
     asked += [("none", Item("what is this?", (encoded(scene(base + times + n)),))) for n in range(times)]
     asked += [("none", Item(text=" ".join(sentence(base + times + n)))) for n in range(times)]
     task = Task("asked", "vqa", "ind", tuple(item for _, item in asked), (Item(text="yes"),), ((0,),) * len(asked))
@@ -216,7 +222,7 @@ TRIALS: tuple[Trial, ...] = (
     Trial(
         "E4",
         "training items that the benchmark holds, changed",
-        "found: 99 % exact, 95 % re-encoded or resized; false alarms at most 0.1 %",
+        "found: 99 % exact, 95 % re-encoded or resized; false alarms at most 0.1 %; cropped and reworded as found",
         4000,
         leaks,
     ),

@@ -94,12 +94,49 @@ def test_texts_with_a_word_changed_are_found_and_others_are_not():
     assert Texts([]).find("anything at all") == []
 
 
-def test_sentences_without_spaces_are_looked_for_and_labels_are_not():
+def test_sentences_without_spaces_are_looked_for():
     kite = "一只红色的风筝在海面上飞翔，旁边有一个孩子和一只狗"
     tea = "きのうの夜に友だちと古い喫茶店で長い時間話をしました"
-    examples = train(*(Item(text=text) for text in (kite, tea, "金毛寻回犬")))
-    asked = [Item(text=text) for text in (kite, tea + "。", "金毛寻回犬", "他昨天坐火车去了北京看望他的祖父母")]
+    examples = train(*(Item(text=text) for text in (kite, tea)))
+    asked = [Item(text=text) for text in (kite, tea + "。", "他昨天坐火车去了北京看望他的祖父母")]
     assert found(examples, ask(*asked)) == {("query", 0): ("exact", (0,)), ("query", 1): ("text", (1,))}
+
+
+def test_a_few_words_leak_only_as_the_same_query():
+    label = Candidate(Item(text="a tabby cat"), origin="gold")
+    examples = [Example(Item(text=text), (label,), "s") for text in ("Red kite", "金毛寻回犬")]
+    asked = [Item(text=text) for text in ("red kite!", "red kites", "金毛寻回犬", "a tabby cat")]
+    corpus = (Item(text="red kite"), Item(text="a tabby cat"))
+    leaks = found(examples, ask(*asked, corpus=corpus))
+    assert leaks == {("query", 0): ("exact", (0,)), ("query", 2): ("exact", (1,))}
+
+
+def cut(seed, shortest):
+    """A part of a picture that holds at least this share of each side, encoded again."""
+    image, draw = scene(seed), np.random.default_rng(seed)
+    (width, height), (left, top) = draw.uniform(shortest, 0.97, 2), draw.uniform(0, 1, 2)
+    box = np.array([left * (1 - width), top * (1 - height), left * (1 - width) + width, top * (1 - height) + height])
+    return encoded(image.crop(tuple((96 * box).round().astype(int))), "JPEG", quality=85)
+
+
+@pytest.mark.parametrize("shortest", [0.9, 0.7, 0.55])
+def test_cut_outs_are_found_in_both_directions(shortest):
+    some = range(40)
+    wholes, parts = ([Item(images=(picture,)) for picture in made] for made in (
+        [encoded(scene(n)) for n in some], [cut(n, shortest) for n in some]
+    ))  # fmt: skip
+    for trained, asked in ((wholes, parts), (parts, wholes)):
+        leaks = found(train(*trained), ask(*asked))
+        right = [n for n in some if leaks.get(("query", n)) in {("crop", (n,)), ("picture", (n,))}]
+        assert len(right) >= 38
+    assert sum(kind == "crop" for kind, _ in leaks.values()) >= 30
+    others = [Item(images=(cut(1000 + n, shortest),)) for n in range(100)]
+    assert found(train(*wholes), ask(*others)) == {}
+
+
+def test_a_part_that_is_too_small_is_no_cut_out():
+    corner = encoded(scene(1).crop((0, 0, 30, 30)))
+    assert found(train(Item(images=(encoded(scene(1)),))), ask(Item(images=(corner,)))) == {}
 
 
 def test_other_questions_behind_the_same_instruction_are_no_leak():

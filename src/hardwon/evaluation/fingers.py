@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import faiss
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
 from hardwon.items import Picture
@@ -46,7 +46,7 @@ class Pictures:
         found = []
         for row, thumbnail in enumerate(thumbnails):
             those = np.sort(near[limits[row] : limits[row + 1]])
-            found.append([int(n) for n in those if _distance(thumbnail, self.thumbnails[n]) <= ALIKE])
+            found.append([int(n) for n in those if distance(thumbnail, self.thumbnails[n]) <= ALIKE])
         return found
 
 
@@ -59,7 +59,8 @@ def _coarse(thumbnails: UInt8[np.ndarray, "n cells"]) -> Float[np.ndarray, "n co
     return cells / (np.maximum(cells.std(axis=1, keepdims=True), FLAT) * np.sqrt(cells.shape[1], dtype=np.float32))
 
 
-def _distance(one: UInt8[np.ndarray, " n"], two: UInt8[np.ndarray, " n"]) -> float:
+def distance(one: Num[np.ndarray, " n"], two: Num[np.ndarray, " n"]) -> float:
+    """Mean difference of two thumbnails, in standard deviations of the one with more contrast."""
     a, b = one.astype(np.float64), two.astype(np.float64)
     return float(np.sqrt(((a - b) ** 2).mean()) / max(a.std(), b.std(), FLAT))
 

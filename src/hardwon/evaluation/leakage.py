@@ -3,24 +3,25 @@
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from hardwon.errors import BadMedia
+from hardwon.evaluation.crops import cuts
 from hardwon.evaluation.fingers import Pictures, Texts, alike, look, normal
 from hardwon.evaluation.task import Benchmark
 from hardwon.items import Example, Item, Picture, picture_key
 from hardwon.progress import bar
 
-WORDS = 4  # a text of fewer words is a label: that training knows it is no leak
+WORDS = 4  # a text of fewer words is a label unless it is a query: that training knows it is no leak
 ROWS = 5  # training rows that are named
 TEXTS = 5  # so many different texts that begin alike begin with an instruction
 _LETTER = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese, Japanese
 
-Kind = Literal["exact", "picture", "text"]
+Kind = Literal["exact", "picture", "crop", "text"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Leak:
         part: "query" or "corpus".
         row: number of the query or of the corpus entry.
         item: what it is, in a few words.
-        kind: "exact": the same content; "picture": a picture of it, perhaps encoded or resized again; "text": nearly the
-            same words.
+        kind: "exact": the same content, or the same few words asked; "picture": a picture of it, perhaps encoded or resized
+            again; "crop": a picture that one of it is cut from, or that is cut from it; "text": nearly the same words.
         training: numbers of training examples that hold it, the first few.
     """
 
@@ -80,9 +81,10 @@ def leakage(examples: Sequence[Example], benchmark: Benchmark, *, progress: bool
     """Find what a benchmark asks that the training data holds.
 
     An item with pictures leaks when one of its pictures does, whatever its words: the same question about another picture is
-    no leak. A text alone leaks when training holds nearly the same text alone; labels (texts of fewer than `WORDS` words, two
-    letters of Chinese or Japanese being one) are left out, and so are instructions, also those that stand in the text: the
-    words that all texts of a data set begin with.
+    no leak. A picture that is cut from one of training leaks as well, or that one of training is cut from, where the cut-out
+    holds at least half of each side. A text alone leaks when training holds nearly the same text alone; of fewer than `WORDS`
+    words (two letters of Chinese or Japanese being one) only a query that is a query of training word by word, for others are
+    labels. Instructions are left out, also those that stand in the text: the words that all texts of a data set begin with.
 
     Args:
         examples: training data; queries and all candidates are looked at.
@@ -95,16 +97,16 @@ def leakage(examples: Sequence[Example], benchmark: Benchmark, *, progress: bool
         for task in benchmark.tasks
         for part, items in (("query", task.queries), ("corpus", task.corpus))
         for row, item in enumerate(items)
-        if item.pictures or _words(item) >= WORDS
+        if item.pictures or part == "query" or _words(item) >= WORDS
     ]
     looks = _looks((picture for *_, item in asked for picture in item.pictures), "looking at the benchmark", progress)
     copies = known.copies(looks.seen)
+    crops = known.crops(looks, copies, progress)
     openings = _openings(asked)
     found = []
     with bar("looking for leaks", len(asked), "items", shown=progress) as advance:
         for task, part, row, item in asked:
-            near = [copies.get(key, ()) for key in map(_picture, item.pictures)]
-            kind, rows = known.find(item, near, openings.get((task, part), ""))
+            kind, rows = known.find(item, part == "query", _Seen(copies, crops), openings.get((task, part), ""))
             if kind is not None:
                 found.append(Leak(task, part, row, item.label, kind, tuple(sorted(rows)[:ROWS])))
             advance()
@@ -142,8 +144,9 @@ def _picture(picture: Picture) -> str:
 
 @dataclass(frozen=True)
 class _Looks:
-    """Thumbnails of distinct pictures by content hash, and how many could not be read."""
+    """Distinct pictures by content hash, thumbnails of those that could be read, and how many could not."""
 
+    pictures: dict[str, Picture]
     seen: dict[str, np.ndarray]
     unreadable: int
 
@@ -164,7 +167,23 @@ def _looks(pictures: Iterable[Picture], what: str, progress: bool) -> _Looks:
             except BadMedia:
                 missing += 1
             advance()
-    return _Looks(seen, missing)
+    return _Looks(distinct, seen, missing)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """For each picture of the benchmark the training pictures that show the same, and those that show a part or more of it."""
+
+    same: Mapping[str, Sequence[str]]
+    cut: Mapping[str, Sequence[str]]
+
+    def copies(self, keys: Sequence[str]) -> list[str]:
+        """What shows the same as one of these."""
+        return [copy for key in keys for copy in self.same.get(key, ())]
+
+    def crops(self, keys: Sequence[str]) -> list[str]:
+        """What shows a part of one of these, or more of it."""
+        return [copy for key in keys for copy in self.cut.get(key, ())]
 
 
 class _Training:
@@ -174,6 +193,7 @@ class _Training:
         self.contents: dict[str, set[int]] = defaultdict(set)
         self.pictures: dict[str, set[int]] = defaultdict(set)
         self.texts: dict[str, set[int]] = defaultdict(set)
+        self.short: dict[str, set[int]] = defaultdict(set)
         some: list[Picture] = []
         for row, example in enumerate(examples):
             for item in (example.query, *(candidate.item for candidate in example.candidates)):
@@ -185,8 +205,10 @@ class _Training:
                     self.contents[item.content].add(row)
                 if not keys and _words(item) >= WORDS:
                     self.texts[normal(item.text)].add(row)
+            if not example.query.pictures and _words(example.query) < WORDS:
+                self.short[normal(example.query.text)].add(row)
         looks = _looks(some, "looking at the training data", progress)
-        self.seen, self.unreadable = list(looks.seen), looks.unreadable
+        self.looks, self.seen, self.unreadable = looks, list(looks.seen), looks.unreadable
         self.near = Pictures(np.stack(list(looks.seen.values()))) if looks.seen else None
         self.words = list(self.texts)
         self.similar = Texts(self.words)
@@ -198,14 +220,23 @@ class _Training:
         found = self.near.find(np.stack(list(looks.values())))
         return {key: tuple(self.seen[n] for n in rows) for key, rows in zip(looks, found, strict=True)}
 
-    def find(self, item: Item, copies: Sequence[Sequence[str]], opening: str) -> tuple[Kind | None, set[int]]:
+    def crops(self, looks: _Looks, copies: Mapping[str, Sequence[str]], progress: bool) -> dict[str, tuple[str, ...]]:
+        """For each picture that training does not hold as it is the training pictures that show a part or more of it."""
+        asked = {key: look for key, look in looks.seen.items() if not copies.get(key) and key not in self.pictures}
+        with bar("looking for cut-outs", len(asked), "pictures", shown=progress and bool(asked)) as advance:
+            return cuts(asked, self.looks.seen, self.looks.pictures | looks.pictures, advance)
+
+    def find(self, item: Item, asked: bool, seen: _Seen, opening: str) -> tuple[Kind | None, set[int]]:
         """How training holds an item, and in which rows; None if it does not. Texts are compared behind the `opening`."""
         keys = [_picture(picture) for picture in item.pictures]
+        if not keys and _words(item) < WORDS:
+            rows = self.short.get(normal(item.text), set()) if asked else set()
+            return ("exact" if rows else None), rows
         if all(keys) and (rows := self.contents.get(item.content)):
             return "exact", rows
-        shown = [key for key in (*keys, *(copy for some in copies for copy in some)) if key in self.pictures and key]
-        if shown:
-            return "picture", {row for key in shown for row in self.pictures[key]}
+        for kind, more in (("picture", [*keys, *seen.copies(keys)]), ("crop", seen.crops(keys))):
+            if shown := [key for key in more if key in self.pictures and key]:
+                return kind, {row for key in shown for row in self.pictures[key]}
         if keys or not self.words:
             return None, set()
         text = normal(item.text)
