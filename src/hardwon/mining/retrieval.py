@@ -14,7 +14,8 @@ import numpy as np
 from hardwon.artifacts import checksum_of
 from hardwon.items import Example, Item
 from hardwon.mining import retrieved
-from hardwon.mining.choose import Found, looked_at
+from hardwon.mining.choose import Found, Hit, looked_at
+from hardwon.mining.copies import Copies
 from hardwon.mining.retrieved import Hits
 from hardwon.mining.settings import Mining
 from hardwon.models import Encoder
@@ -57,15 +58,17 @@ def retrieve_all(
     """
     by_source = pools(examples, settings)
     blocks = _blocks(examples, rows, by_source, settings)
-    search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings.depth)
+    search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings)
     inputs = _inputs(blocks, by_source, search, settings)
     found: dict[int, Found] = {}
     for block, hits in zip(
         blocks, retrieved.through(store, inputs, [len(block.places) for block in blocks], search), strict=True
     ):
         pool = by_source[block.pool]
-        for n, gold, keys, scores in zip(block.places, hits.gold_similarity, hits.candidates, hits.similarities, strict=True):
-            hit = [(pool[key], score, rank) for rank, (key, score) in enumerate(zip(keys, scores, strict=True))]
+        of_each = zip(block.places, hits.gold_similarity, hits.candidates, hits.similarities, hits.apart, strict=True)
+        for n, gold, keys, *numbers in of_each:
+            listed = enumerate(zip((pool[key] for key in keys), *numbers, strict=True))
+            hit = [Hit(item, score, rank, apart) for rank, (item, score, apart) in listed]
             found[n] = looked_at(rows[n], hit, gold, settings)
     return [found[n] for n in range(len(rows))]
 
@@ -108,10 +111,10 @@ class _Search:
         by_source: Mapping[str, Mapping[str, Item]],
         asked: Sequence[Example],
         embedder: Encoder,
-        depth: int,
+        settings: Mining,
     ):
-        self.blocks, self.by_source, self.embedder, self.depth = blocks, by_source, embedder, depth
-        self.asked = asked
+        self.blocks, self.by_source, self.embedder, self.depth = blocks, by_source, embedder, settings.depth
+        self.asked, self.copies = asked, None if settings.copies is None else Copies()
         self.queries, self.golds = [e.query.key for e in asked], [e.gold[0].key for e in asked]
         self._corpus: tuple[str, np.ndarray] | None = None
 
@@ -127,19 +130,28 @@ class _Search:
     def __call__(self, number: int) -> Hits:
         block = self.blocks[number]
         queries, vectors, places = self._vectors
-        keys = list(self.by_source[block.pool])
+        pool = self.by_source[block.pool]
+        keys = list(pool)
         if self._corpus is None or self._corpus[0] != block.pool:
             own = vectors[[places[key] for key in keys]] if len(self.by_source) > 1 else vectors
             self._corpus = block.pool, checked(queries[:0], own)[1]
         asked = checked(queries[block.places], self._corpus[1][:0])[0]
         hits = nearest(asked, self._corpus[1], self.depth, exclude=block.barred)
         there = [ids[ids >= 0].tolist() for ids in hits.ids]
+        found = [[keys[i] for i in ids] for ids in there]
         return Hits(
             [self.queries[n] for n in block.places],
             [_cosine(queries[n], vectors[places[self.golds[n]]]) for n in block.places],
-            [[keys[i] for i in ids] for ids in there],
+            found,
             [scores[: len(ids)].tolist() for ids, scores in zip(there, hits.scores, strict=True)],
+            self._apart(block.places, [[pool[key] for key in those] for those in found]),
         )
+
+    def _apart(self, places: Sequence[int], found: Sequence[Sequence[Item]]) -> list[list[float | None]]:
+        """How far what was found is from being copies of the positives."""
+        if self.copies is None:
+            return [[None] * len(items) for items in found]
+        return self.copies.apart([(self.asked[n].gold, items) for n, items in zip(places, found, strict=True)])
 
 
 def _inputs(
@@ -149,7 +161,7 @@ def _inputs(
     asked = [[b.pool, [[search.queries[n], search.golds[n]] for n in b.places], b.barred] for b in blocks]
     return {
         "embedder": search.embedder.fingerprint,
-        "settings": {"depth": settings.depth, "within_source": settings.within_source},
+        "settings": {"depth": settings.depth, "within_source": settings.within_source, "copies": settings.copies is not None},
         "queries": {"count": len(search.queries), "fingerprint": _digest(asked)},
         "pool": {
             "count": len({key for pool in by_source.values() for key in pool}),
