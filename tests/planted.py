@@ -14,11 +14,12 @@ from PIL import Image
 from hardwon.data import read
 from hardwon.items import Candidate, Example, Item
 from hardwon.mining import Cyclic, Hardest, Mining, mine
+from hardwon.mining.settings import COPY
 from hardwon.models import CachedEncoder, Judge, Reranker
 from hardwon.pictures import open_picture
 from hardwon.search import Blend
 from hardwon.stages import Workspace
-from hardwon.stages.learn import load_encoder
+from hardwon.stages.learn import features, load_encoder
 
 FILLERS = 18  # candidates that belong to nobody, for each one that is planted: with the positive that makes 5 %
 SIDE, WIDTH = 6, 256
@@ -44,14 +45,36 @@ class Kept:
     """What became of the planted ones that were retrieved for the query they belong to.
 
     Attributes:
-        kept: for each, whether it became a hard negative.
-        unjudged: share that becomes one without a judge.
+        kinds: of each: what was done to the positive.
+        kept: whether it became a hard negative, with the rule about copies and the judge.
+        filtered: with the rule alone.
+        bare: with neither.
         auc: of the judge, as its calibration has it.
     """
 
+    kinds: list[str]
     kept: list[bool]
-    unjudged: float
+    filtered: list[bool]
+    bare: list[bool]
     auc: float
+
+    @classmethod
+    def of(cls, mines, belongs):
+        """From `mines(judged, copies)`, which mines, and `belongs(entry)`: the kind of what belongs to its query, or ""."""
+        made = [mines(*how) for how in ((True, COPY), (False, COPY), (False, None))]
+        lines = [[(belongs(e), e.verdict == "kept") for e in mined.ledger if belongs(e)] for mined in made]
+        (kinds, kept), (same, filtered), (_, bare) = (zip(*some, strict=True) for some in lines)
+        assert kinds == same
+        return cls(list(kinds), list(kept), list(filtered), list(bare), made[0].calibration.auc)
+
+    def __str__(self):
+        parts = []
+        for kind in dict.fromkeys(self.kinds):
+            of = [n for n, this in enumerate(self.kinds) if this == kind]
+            low_to_high = "{:.1%} [{:.1%}, {:.1%}]".format(*share([self.kept[n] for n in of]))
+            alone, bare = (sum(some[n] for n in of) / len(of) for some in (self.filtered, self.bare))
+            parts.append(f"{kind}, {len(of)}: {low_to_high}, by the rule alone {alone:.1%}, by neither {bare:.1%}")
+        return f"AUC {self.auc:.3f}; " + "; ".join(parts)
 
 
 def encoded(picture: Image.Image, form: str = "PNG") -> Item:
@@ -151,44 +174,68 @@ class Oracle:
 
 def survivors(data: Planted) -> Kept:
     """Mine with the oracle, and with nobody."""
-    items = {item.key: item for item in data.concept}
+    items, encoder = {item.key: item for item in data.concept}, CachedEncoder(Thumbnails(), None)
 
-    def fates(mined):
-        own = [e for e in mined.ledger if items[e.candidate] in data.planted]
-        belongs = [e for e in own if data.concept[items[e.candidate]] == data.concept[items[e.query]]]
-        return [e.verdict == "kept" for e in belongs]
+    def mines(judged, copies):
+        settings = Mining(depth=20, keep=8, selector=Hardest(), copies=copies)
+        return mine(data.examples, encoder, Oracle(data.concept) if judged else None, settings=settings)
 
-    settings = Mining(depth=20, keep=8, selector=Hardest())
-    encoder = CachedEncoder(Thumbnails(), None)
-    judged = mine(data.examples, encoder, Oracle(data.concept), settings=settings)
-    alone = fates(mine(data.examples, encoder, settings=settings))
-    return Kept(fates(judged), sum(alone) / len(alone), judged.calibration.auc)
+    def belongs(entry):
+        own, asked = items[entry.candidate], items[entry.query]
+        return entry.source if own in data.planted and data.concept[own] == data.concept[asked] else ""
+
+    return Kept.of(mines, belongs)
 
 
-def in_demo(folder: Path, seed: int, queries: int = 300) -> Kept:
-    """The same with the models of a finished demo: one in twenty pictures is planted again, re-encoded or cropped."""
+def in_demo(folder: Path, seed: int, queries: int = 100) -> Kept:
+    """The same with models and data of a finished demo: one positive in twenty is planted again, for another query.
+
+    A picture is re-encoded or cropped; a name becomes keywords that the annotations give for it.
+    """
     workspace = Workspace(folder)
-    examples = [e for e in read(workspace.path("data/train.jsonl")) if e.source == "text_to_image"]
-    draw, owner = random.Random(seed), {}
-    rows = draw.sample(range(len(examples)), len(examples) // 20)
-    for n in rows:
-        shown = open_picture(examples[n].gold[0].images[0]).convert("RGB")
-        copy = encoded(shown, "JPEG") if draw.random() < 0.5 else encoded(cropped(shown))
-        owner[copy.key] = examples[n].query.key
-        other = draw.choice([m for m in range(len(examples)) if m != n])
-        examples[other] = examples[other].adding([Candidate(copy)])
-    few = draw.sample(range(len(examples)), min(len(examples), 20 * queries))
-    examples = [examples[n] for n in sorted({*few, *rows})]
-    encoder = load_encoder(workspace, "round1/model")
-    reranker = Reranker.load(workspace.path("reranker/model"))
-    judge = Blend.fit(encoder, reranker, list(read(workspace.path("data/val.jsonl"))))
-    settings = Mining(depth=10, keep=4, beta=0.0, selector=Cyclic(2), min_auc=0.0)
+    rows = list(read(workspace.path("data/train.jsonl")))
+    described = {e.gold[0].text: e.query.text for e in rows if e.source == "text_to_text"}
+    draw, owner, examples = random.Random(seed), {}, []
+    for source in ("text_to_image", "image_to_text"):
+        some = [e for e in rows if e.source == source]
+        some = draw.sample(some, min(len(some), 20 * queries))
+        able = [n for n, e in enumerate(some) if source == "text_to_image" or e.gold[0].text in described]
+        for n in draw.sample(able, min(len(able), len(some) // 20)):
+            kind, copy = _copied(some[n].gold[0], described, draw)
+            owner[copy.key, some[n].query.key] = kind
+            other = draw.choice([m for m in range(len(some)) if m != n])
+            some[other] = some[other].adding([Candidate(copy)])
+        examples += some
+    encoder = CachedEncoder(load_encoder(workspace, "round1/model"), None)
+    reranker = Reranker.load(workspace.path("reranker/model"), vision_cache=features(workspace))
+    judge = Blend.fit(encoder, reranker, list(read(workspace.path("data/val.jsonl"))), most=600)
+    few = _asked_only(examples, {key for _, key in owner})
 
-    def fates(mined):
-        return [e.verdict == "kept" for e in mined.ledger if owner.get(e.candidate) == e.query]
+    def mines(judged, copies):
+        # As the demo does.
+        settings = Mining(depth=10, keep=4, beta=0.0, selector=Cyclic(2), min_auc=0.0, copies=copies)
+        return mine(few, encoder, judge if judged else None, settings=settings)
 
-    judged, alone = mine(examples, encoder, judge, settings=settings), fates(mine(examples, encoder, settings=settings))
-    return Kept(fates(judged), sum(alone) / max(1, len(alone)), judged.calibration.auc)
+    return Kept.of(mines, lambda entry: owner.get((entry.candidate, entry.query), ""))
+
+
+def _copied(item: Item, described: dict[str, str], draw: random.Random) -> tuple[str, Item]:
+    if not item.images:
+        return "paraphrased", Item(text=described[item.text])
+    shown = open_picture(item.images[0])
+    return ("re-encoded", encoded(shown, "JPEG")) if draw.random() < 0.5 else ("cropped", encoded(cropped(shown)))
+
+
+def _asked_only(examples: list[Example], asked: set[str]) -> list[Example]:
+    """The examples that are asked, and one of each source that has the candidates of all others: the pool stays the same."""
+    kept, rest = [], {}
+    for example in examples:
+        if example.query.key in asked:
+            kept.append(example)
+        else:
+            items = [Candidate(c.item) for c in example.candidates]
+            rest[example.source] = rest[example.source].adding(items) if example.source in rest else example
+    return [*kept, *rest.values()]
 
 
 def share(kept: list[bool]) -> tuple[float, float, float]:

@@ -197,13 +197,13 @@ def false_negatives(times: int, seed: int) -> Outcome:
     with quiet():
         found = planted.survivors(planted.made(times, seed))
     share, low, high = planted.share(found.kept)
-    told = f"an oracle with noise as judge (AUC {found.auc:.3f}): of {len(found.kept)} planted and retrieved {share:.2%} kept "
-    told += f"[{low:.2%}, {high:.2%}], without a judge {found.unjudged:.0%}"
+    told = f"with a noisy oracle as judge of {len(found.kept)} planted and retrieved {share:.2%} kept [{low:.2%}, {high:.2%}] "
+    told += f"({found})"
     if demo := os.environ.get("HARDWON_DEMO"):
-        real = planted.in_demo(Path(demo), seed)
+        with quiet():
+            real = planted.in_demo(Path(demo), seed)
         share, low, high = planted.share(real.kept)
-        told += f"; the demo's own judge (AUC {real.auc:.3f}): of {len(real.kept)} {share:.1%} [{low:.1%}, {high:.1%}], "
-        told += f"without it {real.unjudged:.0%}"
+        told += f"; with the models of the demo: of {len(real.kept)} {share:.1%} [{low:.1%}, {high:.1%}] ({real})"
     allowed = int(0.005 * len(found.kept))
     return Outcome(len(found.kept), max(0, int(sum(found.kept)) - allowed), told)
 

@@ -7,7 +7,7 @@ import pytest
 
 from hardwon.items import Candidate, Example, Item
 from hardwon.mining import Hardest, Margin, Mining, mine
-from hardwon.mining.choose import Found, looked_at, select
+from hardwon.mining.choose import Found, Hit, looked_at, select
 from hardwon.models import Judgements
 
 
@@ -25,7 +25,7 @@ def one(count):
     """An example and what was found for it: "c0", "c1" ..."""
     example = Example(Item(text="q"), (Candidate(Item(text="gold"), origin="gold"),), "s")
     items = [Item(text=f"c{n}") for n in range(count)]
-    return example, looked_at(4, [(item, 0.9 - n / 100, n) for n, item in enumerate(items)], 0.85, Mining())
+    return example, looked_at(4, [Hit(item, 0.9 - n / 100, n) for n, item in enumerate(items)], 0.85, Mining())
 
 
 def kept(chosen):

@@ -71,7 +71,7 @@ def test_every_stage_says_what_it_is(data, encoder, judging, by_hash, searched, 
     assert made["vectors"].inputs == {"encoder": "fake", "width": 3}
     assert made["vectors"].stats == {"rows": 28}
     assert made["retrieval"].inputs["embedder"] == "fake"
-    assert made["retrieval"].inputs["settings"] == {"depth": 6, "within_source": True}
+    assert made["retrieval"].inputs["settings"] == {"depth": 6, "within_source": True, "copies": True}
     assert [made["retrieval"].inputs[name]["count"] for name in ("queries", "pool")] == [14, 14]
     assert made["retrieval"].stats == {"queries": 14, "hits": 9 * 6 + 5 * 4, "blocks": 5}
     assert made["judgements"].inputs == {"judge": "judge"}
@@ -205,7 +205,7 @@ class Planned:
     def __call__(self, number):
         assert self.prepared == 1
         self.searched.append(number)
-        return retrieved.Hits([f"{number:032x}"], [0.5], [["a"]], [[0.25]])
+        return retrieved.Hits([f"{number:032x}"], [0.5], [["a"]], [[0.25]], [[0.5]])
 
 
 class TestTwoRunsOfTheSame:

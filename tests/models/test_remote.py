@@ -155,7 +155,7 @@ def test_a_server_that_goes_away_for_good_is_one_error_after_some_patience():
     with servers.fake_server() as address:
         judge = RemoteJudge(f"{address}/x/v1", settings=replace(QUICK, patience_s=0.5, wait_s=0.05))
     started = time.monotonic()
-    with pytest.raises(JudgeError, match=r"has answered nothing for .*Last failure: .*run again: what was judged before"):
+    with pytest.raises(JudgeError, match=r"has given no usable answer for .*Last failure: .*run again: what was judged before"):
         judge.judge(pairs)
     assert 0.2 < time.monotonic() - started < 3
     assert judge.usage.calls <= 1  # none reached it; on loopback a socket may, seldom, be connected to itself

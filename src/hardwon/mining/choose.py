@@ -6,7 +6,7 @@ No model is asked here, so that a ledger can be selected from again: see `resele
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class Limits(Protocol):
     """Which of the retrieved candidates are looked at; see `Mining`."""
 
     @property
+    def copies(self) -> float | None:
+        """Candidates no further than this from being a copy of a positive are rejected."""
+        ...
+
+    @property
     def ceiling(self) -> float | None:
         """Candidates at or above this similarity are left out."""
         ...
@@ -73,21 +78,35 @@ class Limits(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Left:
-    """A retrieved candidate that is left out before the judge is asked.
+class Hit(NamedTuple):
+    """A retrieved candidate.
 
     Attributes:
         item: the candidate.
         similarity: cosine of the embedder.
         rank: place in the retrieval.
-        rule: why.
+        apart: how far it is from being a copy of a positive; None where that is not known.
     """
 
     item: Item
     similarity: float
     rank: int
+    apart: float | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A retrieved candidate that is left out before the judge is asked.
+
+    Attributes:
+        hit: the candidate.
+        rule: why.
+        verdict: "rejected" for what belongs to the query, else "spare".
+    """
+
+    hit: Hit
     rule: str
+    verdict: Verdict = "spare"
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,7 @@ class Found:
         ranks: places in the retrieval.
         gold_similarity: cosine of the example's first positive.
         left: the other retrieved candidates.
+        apart: how far each of `items` is from being a copy of a positive; empty where nobody looked.
     """
 
     row: int
@@ -109,6 +129,7 @@ class Found:
     ranks: tuple[int, ...]
     gold_similarity: float
     left: tuple[Left, ...] = ()
+    apart: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,20 +147,22 @@ class Chosen:
     counts: tuple[str, ...] = ()
 
 
-def looked_at(row: int, hits: Sequence[tuple[Item, float, int]], gold_similarity: float, limits: Limits) -> Found:
-    """What was retrieved, (item, similarity, rank) best first, divided by the ceiling and the number to skip."""
+def looked_at(row: int, hits: Sequence[Hit], gold_similarity: float, limits: Limits) -> Found:
+    """What was retrieved, best first, without copies of a positive, what reaches the ceiling, and so many to skip."""
     kept, left = [], []
     skipped = 0
-    for item, similarity, rank in hits:
-        if limits.ceiling is not None and similarity >= limits.ceiling:
-            left.append(Left(item, similarity, rank, f"similarity >= {limits.ceiling:g}"))
+    for hit in hits:
+        if limits.copies is not None and hit.apart is not None and hit.apart <= limits.copies:
+            left.append(Left(hit, f"a copy of the positive, apart <= {limits.copies:g}", "rejected"))
+        elif limits.ceiling is not None and hit.similarity >= limits.ceiling:
+            left.append(Left(hit, f"similarity >= {limits.ceiling:g}"))
         elif skipped < limits.skip:
             skipped += 1
-            left.append(Left(item, similarity, rank, f"one of the {limits.skip} most similar, skipped"))
+            left.append(Left(hit, f"one of the {limits.skip} most similar, skipped"))
         else:
-            kept.append((item, similarity, rank))
-    items, similarities, ranks = zip(*kept, strict=True) if kept else ((), (), ())
-    return Found(row, items, similarities, ranks, gold_similarity, tuple(left))
+            kept.append(hit)
+    items, similarities, ranks, apart = zip(*kept, strict=True) if kept else ((), (), (), ())
+    return Found(row, items, similarities, ranks, gold_similarity, tuple(left), apart)
 
 
 def grade(odds: np.ndarray) -> np.ndarray:
@@ -158,6 +181,8 @@ def select(example: Example, found: Found, judged: Judgements | None, rules: Rul
         judged: judgements of its first positive and of the first of `found.items`, in this order; None without a judge.
         rules: of choosing.
     """
+    # What shows the positive once more belongs to the query, whatever a judge would say.
+    example = example.adding((), related={left.hit.item.content for left in found.left if left.verdict == "rejected"})
     if not found.items:
         return Chosen(example, _lines(example, found, judged, _Fates()), (NOTHING_FOUND,))
     fates = _fates(example, found, judged, rules)
@@ -277,25 +302,28 @@ def _name(rules: Rules, drawn: bool) -> str:
 def _lines(example: Example, found: Found, judged: Judgements | None, fates: _Fates) -> list[Entry]:
     """The ledger's lines for all that was retrieved, by rank."""
 
-    def line(item: Item, rank: int, similarity: float, place: int | None, verdict: tuple[Verdict, str]) -> Entry:
+    def line(hit: Hit, place: int | None, verdict: tuple[Verdict, str]) -> Entry:
         said = _said(judged, None if place is None or place >= fates.asked else place + 1)
         gold = _said(judged, 0)
         return Entry(
             found.row,
             example.source,
             example.query.key,
-            item.key,
-            item.content,
-            rank,
-            similarity,
+            hit.item.key,
+            hit.item.content,
+            hit.rank,
+            hit.similarity,
             found.gold_similarity,
             *said,
             *gold,
             *verdict,
+            hit.apart,
         )
 
-    lines = [line(item, found.ranks[n], found.similarities[n], n, fates.verdict(n)) for n, item in enumerate(found.items)]
-    lines += [line(left.item, left.rank, left.similarity, None, ("spare", left.rule)) for left in found.left]
+    apart = found.apart or [None] * len(found.items)
+    hits = map(Hit, found.items, found.similarities, found.ranks, apart)
+    lines = [line(hit, n, fates.verdict(n)) for n, hit in enumerate(hits)]
+    lines += [line(left.hit, None, (left.verdict, left.rule)) for left in found.left]
     return sorted(lines, key=lambda entry: entry.rank)
 
 

@@ -40,6 +40,7 @@ class Entry:
         gold_problem: as `problem`.
         verdict: "kept" (a hard negative), "rejected" (a likely false negative) or "spare" (anything else).
         rule: the rule that decided.
+        apart: how far the candidate is from being a copy of a positive, see `Mining.copies`; None where that cannot be said.
     """
 
     row: int
@@ -60,6 +61,7 @@ class Entry:
     gold_problem: str
     verdict: Verdict
     rule: str
+    apart: float | None = None
 
     @property
     def disagreement(self) -> float | None:
@@ -93,6 +95,7 @@ SCHEMA = pa.schema(
         ("gold_problem", pa.string()),
         ("verdict", pa.string()),
         ("rule", pa.string()),
+        ("apart", pa.float32()),
     ]
 )
 

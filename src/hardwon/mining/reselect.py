@@ -12,7 +12,7 @@ from hardwon.errors import ArtifactError, DataError, RecipeError
 from hardwon.items import Example, Item
 from hardwon.mining import ledger as books
 from hardwon.mining.calibration import Calibration
-from hardwon.mining.choose import Found, looked_at
+from hardwon.mining.choose import Found, Hit, looked_at
 from hardwon.mining.judging import believe
 from hardwon.mining.ledger import Entry
 from hardwon.mining.retrieval import barred, pools, rows_to_mine
@@ -27,9 +27,9 @@ FIXED = ("within_source", "queries", "seed")  # what is retrieved, for whom, and
 def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Mining) -> Mined:
     """What `mine` would have given with these settings, from what it found and judged: the same to the last bit.
 
-    `keep`, `beta`, `selector`, `fallback`, `rest` and `min_auc` may be anything. `ceiling`, `skip`, `depth` and `judged` may
-    be anything that asks for no candidate that was not retrieved or judged then; a candidate that the judge was to be asked
-    about but was not (a budget) stays "beyond the budget".
+    `keep`, `beta`, `selector`, `fallback`, `rest` and `min_auc` may be anything. `copies`, `ceiling`, `skip`, `depth` and
+    `judged` may be anything that asks for no candidate that was not retrieved or judged then; a candidate that the judge was
+    to be asked about but was not (a budget) stays "beyond the budget".
 
     Args:
         made: what `mine` returned, or the folder where it was written.
@@ -91,6 +91,8 @@ def _check_settings(old: Mapping[str, Any], settings: Mining) -> None:
                 f"{name} was {old[name]!r} when the ledger was made and is to be {getattr(settings, name)!r}: "
                 "what is retrieved, for which queries, and how the judge is checked depend on it, so mine again"
             )
+    if settings.copies is not None and old["copies"] is None:
+        raise RecipeError("copies was None when the ledger was made, so nobody looked for them: mine again, or leave it None")
     if settings.depth > old["depth"]:
         raise RecipeError(f"depth is to be {settings.depth}, but only {old['depth']} candidates were retrieved: mine again")
 
@@ -117,7 +119,7 @@ def _retrieved(
 
 
 def _looked_at(row: int, lines: Sequence[Entry], items: Sequence[Item], settings: Mining) -> Found:
-    hits = [(item, entry.similarity, entry.rank) for entry, item in zip(lines, items, strict=True)]
+    hits = [Hit(item, entry.similarity, entry.rank, entry.apart) for entry, item in zip(lines, items, strict=True)]
     return looked_at(row, hits, lines[0].gold_similarity if lines else 0.0, settings)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from hardwon.artifacts import checksum_of
 from hardwon.items import Example, Item
 from hardwon.mining import retrieved
-from hardwon.mining.choose import Found, looked_at
+from hardwon.mining.choose import Found, Hit, looked_at
+from hardwon.mining.copies import Copies
 from hardwon.mining.retrieved import Hits
 from hardwon.mining.settings import Mining
 from hardwon.models import Encoder
@@ -66,7 +67,7 @@ def retrieve_all(
     """
     by_source = pools(examples, settings)
     blocks = _blocks(examples, rows, by_source, settings)
-    search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings.depth)
+    search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings)
     if workers is not None and store is not None:
         search.spread = workers, store / "work"
     inputs = _inputs(blocks, by_source, search, settings)
@@ -75,8 +76,10 @@ def retrieve_all(
         blocks, retrieved.through(store, inputs, [len(block.places) for block in blocks], search), strict=True
     ):
         pool = by_source[block.pool]
-        for n, gold, keys, scores in zip(block.places, hits.gold_similarity, hits.candidates, hits.similarities, strict=True):
-            hit = [(pool[key], score, rank) for rank, (key, score) in enumerate(zip(keys, scores, strict=True))]
+        of_each = zip(block.places, hits.gold_similarity, hits.candidates, hits.similarities, hits.apart, strict=True)
+        for n, gold, keys, *numbers in of_each:
+            listed = enumerate(zip((pool[key] for key in keys), *numbers, strict=True))
+            hit = [Hit(item, score, rank, apart) for rank, (item, score, apart) in listed]
             found[n] = looked_at(rows[n], hit, gold, settings)
     return [found[n] for n in range(len(rows))]
 
@@ -119,10 +122,10 @@ class _Search:
         by_source: Mapping[str, Mapping[str, Item]],
         asked: Sequence[Example],
         embedder: Encoder,
-        depth: int,
+        settings: Mining,
     ):
-        self.blocks, self.by_source, self.embedder, self.depth = blocks, by_source, embedder, depth
-        self.asked = asked
+        self.blocks, self.by_source, self.embedder, self.depth = blocks, by_source, embedder, settings.depth
+        self.asked, self.copies = asked, None if settings.copies is None else Copies()
         self.queries, self.golds = [e.query.key for e in asked], [e.gold[0].key for e in asked]
         self._corpus: tuple[str, np.ndarray] | None = None
         self.spread: tuple[Workers, Path] | None = None  # who searches, and where they find their work
@@ -166,14 +169,23 @@ class _Search:
 
     def _hits(self, block: _Block, hits: Nearest) -> Hits:
         queries, vectors, places = self._vectors
-        keys = list(self.by_source[block.pool])
+        pool = self.by_source[block.pool]
+        keys = list(pool)
         there = [ids[ids >= 0].tolist() for ids in hits.ids]
+        found = [[keys[i] for i in ids] for ids in there]
         return Hits(
             [self.queries[n] for n in block.places],
             [_cosine(queries[n], vectors[places[self.golds[n]]]) for n in block.places],
-            [[keys[i] for i in ids] for ids in there],
+            found,
             [scores[: len(ids)].tolist() for ids, scores in zip(there, hits.scores, strict=True)],
+            self._apart(block.places, [[pool[key] for key in those] for those in found]),
         )
+
+    def _apart(self, places: Sequence[int], found: Sequence[Sequence[Item]]) -> list[list[float | None]]:
+        """How far what was found is from being copies of the positives."""
+        if self.copies is None:
+            return [[None] * len(items) for items in found]
+        return self.copies.apart([(self.asked[n].gold, items) for n, items in zip(places, found, strict=True)])
 
 
 def _inputs(
@@ -183,7 +195,7 @@ def _inputs(
     asked = [[b.pool, [[search.queries[n], search.golds[n]] for n in b.places], b.barred] for b in blocks]
     return {
         "embedder": search.embedder.fingerprint,
-        "settings": {"depth": settings.depth, "within_source": settings.within_source},
+        "settings": {"depth": settings.depth, "within_source": settings.within_source, "copies": settings.copies is not None},
         "queries": {"count": len(search.queries), "fingerprint": _digest(asked)},
         "pool": {
             "count": len({key for pool in by_source.values() for key in pool}),

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("gold_similarity", pa.float32()),
         ("candidates", pa.list_(pa.string())),
         ("similarities", pa.list_(pa.float32())),
+        ("apart", pa.list_(pa.float32())),
     ]
 )
 
@@ -37,12 +38,14 @@ class Hits:
         gold_similarity: cosine of each query's own positive.
         candidates: for each query keys of the nearest candidates, best first.
         similarities: their cosines.
+        apart: how far they are from being copies of a positive, as `Copies.apart` has it; None where that was not looked at.
     """
 
     query: Sequence[str]
     gold_similarity: Sequence[float]
     candidates: Sequence[Sequence[str]]
     similarities: Sequence[Sequence[float]]
+    apart: Sequence[Sequence[float | None]]
 
 
 @runtime_checkable
@@ -150,7 +153,7 @@ def _known(folder: Path, n: int) -> Hits | None:
 
 def _write(folder: Path, n: int, hits: Hits) -> None:
     made = io.BytesIO()
-    columns = [hits.query, hits.gold_similarity, hits.candidates, hits.similarities]
+    columns = [hits.query, hits.gold_similarity, hits.candidates, hits.similarities, hits.apart]
     table = pa.table([pa.array(column, of.type) for column, of in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     pq.write_table(table, made, compression="zstd", use_dictionary=False)
     data = made.getvalue()

@@ -75,7 +75,7 @@ class Mined:
 
 def depends_on(settings: Mining) -> dict[str, Any]:
     """The settings that decide what is retrieved, judged and checked; the others can be changed without a model."""
-    names = ("depth", "judged", "ceiling", "skip", "within_source", "queries", "seed")
+    names = ("depth", "judged", "copies", "ceiling", "skip", "within_source", "queries", "seed")
     return {name: getattr(settings, name) for name in names}
 
 

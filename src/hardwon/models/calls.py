@@ -223,7 +223,7 @@ class Server:
                 wait_s = self._wait(failures, failed.wait_s)
             if time.monotonic() + wait_s > self._heard + self.settings.patience_s:
                 raise JudgeError(
-                    f"{self.url} has answered nothing for {time.monotonic() - self._heard:.0f} s and the next try would be in "
+                    f"{self.url} has given no usable answer for {time.monotonic() - self._heard:.0f} s and the next try would be in "
                     f"{wait_s:.0f} s, beyond patience_s={self.settings.patience_s:g}. Last failure: {reason}. Mend the server "
                     "and run again: what was judged before is not judged again"
                 )
