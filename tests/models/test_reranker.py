@@ -1,3 +1,6 @@
+import warnings
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -175,3 +178,40 @@ def test_odds_that_are_not_finite_are_refused(reading):
     blue, red = Item(text="blue square"), Item(text="red square")
     with pytest.raises(ModelError, match=rf"not finite, first for the pair of items {blue.key[:12]} .* and {red.key[:12]}"):
         reading.score(blue, [blue, red])
+
+
+def counted(model, pair):
+    """How often each word stands in what the model is shown of a pair of texts."""
+    rows = model.body.features([list(pair)])["input_ids"]
+    return Counter(model.body.tokenizer.convert_ids_to_tokens(rows[0].tolist()))
+
+
+@pytest.mark.parametrize("name", ["seeing", "reading"])
+def test_long_texts_leave_each_other_room(name, request, pictures):
+    model = request.getfixturevalue(name)
+    long, other, short = Item(text="red " * 300), Item(text="blue " * 300), Item(text="green square")
+    with pytest.warns(UserWarning, match=r"come to more than the 64 tokens .*equal shares, here of (29|30) tokens"):
+        both = counted(model, (long, other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        first, second = counted(model, (long, short)), counted(model, (short, other))
+        scores = model.score(long, [short, other])
+    assert abs(both["red"] - both["blue"]) <= 1
+    assert min(both["red"], both["blue"]) >= 29
+    for found, word in ((first, "red"), (second, "blue")):  # what a short text leaves, the long one has
+        assert (found["green"], found["square"]) == (1, 1)
+        assert found[word] >= 57
+    assert scores[0] != scores[1]
+    if name == "seeing":
+        shown = (Item(text="red " * 9, images=(pictures["red bar"],)), Item(text="blue " * 99, images=(pictures["blue bar"],)))
+        found = counted(model, shown)
+        assert (found["<image>"], found["red"]) == (8, 9)
+        assert found["blue"] >= 30
+
+
+@pytest.mark.parametrize("name", ["text_model", "vlm"])
+def test_an_embedder_is_no_reranker(name, request, tmp_path):
+    """Sentence-transformers would give it a score of random weights."""
+    request.getfixturevalue(name).save(tmp_path / "embedder")
+    with pytest.raises(ModelError, match=r"embedder is an embedder and gives no score of a pair: Reranker\.start_from"):
+        Reranker.load(tmp_path / "embedder", device="cpu")

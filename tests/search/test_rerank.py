@@ -272,6 +272,51 @@ def test_a_budget_in_milliseconds_ends_when_it_is_spent(monkeypatch):
         assert now[0] <= max(40 * each, rerank.PROBE * 2 * 10 * (each > 0)) / 1000 + 1e-9
 
 
+def test_milliseconds_count_for_a_query_that_is_asked_alone(monkeypatch):
+    """Its first two candidates tell what a pair costs; then it is read as far as the time goes."""
+    now = [0.0]
+    monkeypatch.setattr(rerank.time, "perf_counter", lambda: now[0])
+
+    class Slow(Words):
+        def score_pairs(self, pairs, *, progress=""):
+            now[0] += 0.010 * len(pairs)
+            return super().score_pairs(pairs, progress=progress)
+
+    odds = {("q", text): float(n) for n, text in enumerate("abcdefgh")}
+    query, names, cosines = items("q"), [items(*"abcdefgh")], np.linspace(0.9, 0.2, 8, dtype=np.float32)[None]
+    for limit, count in [(0.0, 0), (5.0, 2), (20.0, 2), (39.0, 3), (55.0, 5), (80.0, 8), (500.0, 8)]:
+        now[0] = 0.0
+        found = Fused(Slow(odds), depth=8, weight=1.0, budget=Budget(milliseconds=limit)).reread(query, names, cosines)
+        assert found.read.tolist() == [[n < count for n in range(8)]]
+        assert 1000 * now[0] <= max(limit, 20.0 * (limit > 0)) + 1e-9
+        short = Fused(Words(odds), depth=count, weight=1.0).rescore(query, [names[0][:count]], cosines[:, :count])
+        np.testing.assert_array_equal(found.scores[0, :count], short[0])
+        if 0 < count < 8:
+            assert found.scores[0, count:].max() < found.scores[0, :count].min()
+    both = Budget(pairs=3.0, milliseconds=500.0)
+    assert Fused(Slow(odds), depth=8, budget=both).reread(query, names, cosines).read.sum() == 3
+    both = Budget(pairs=0.0, milliseconds=500.0)
+    assert not Fused(Slow(odds), depth=8, budget=both).reread(query, names, cosines).read.any()
+
+
+def test_a_probe_of_many_queries_is_paid_from_their_budget(monkeypatch):
+    """Lists of four, ten milliseconds a pair: eight queries are probed, and the rest of the time finishes the first ones."""
+    now = [0.0]
+    monkeypatch.setattr(rerank.time, "perf_counter", lambda: now[0])
+
+    class Slow(Words):
+        def score_pairs(self, pairs, *, progress=""):
+            now[0] += 0.010 * len(pairs)
+            return super().score_pairs(pairs, progress=progress)
+
+    cosines = np.array([[0.9, 0.9 - n / 100, 0.1, 0.0] for n in range(20)], dtype=np.float32)
+    queries, names = items(*(f"q{n}" for n in range(20))), [items(*(f"{n}.{k}" for k in range(4))) for n in range(20)]
+    found = Fused(Slow({}), depth=4, weight=0.1, budget=Budget(milliseconds=10.0)).reread(queries, names, cosines)
+    assert found.read.sum(axis=1).tolist() == [4, 4, *[2] * 6, *[0] * 12]  # 16 pairs of the probe and four more
+    assert 1000 * now[0] == pytest.approx(200)
+    assert (found.scores[8:] == cosines[8:]).all()
+
+
 def test_candidates_that_need_no_order_are_not_read():
     judge = Words({})
     assert Fused(judge, weight=0.0).reread(items("q"), [items("a", "b")], np.zeros((1, 2), np.float32)).read.sum() == 0

@@ -12,7 +12,7 @@ from torch import nn
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models.eyes import ChatEye, TowerEye, eye_of, has_tower, mark
-from hardwon.models.length import GUESS, PictureTokens, VideoTokens, readable, shortened
+from hardwon.models.length import GUESS, PictureTokens, Shares, VideoTokens, readable, shortened
 from hardwon.models.loading import control_tokens, has_template, open_model, prompt_for
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
@@ -41,6 +41,7 @@ class Body:
         self.special = control_tokens(self.tokenizer, self.processor)
         self.picture_tokens = PictureTokens(self.processor, getattr(self.transformer, "config", None))
         self.video_tokens = VideoTokens(model)
+        self._shares = Shares(model, self.tokenizer)
         self._eye, self._home = eye_of(model[0], self.picture_tokens), vision_cache
         self.vision = self._cache() if vision_cache is not None else None
         self._digest: tuple[Any, str] | None = None
@@ -183,12 +184,16 @@ class Body:
         return not hasattr(self.processor, "image_token") or has_template(self.model[0])
 
     def _room(self, row: Sequence[Item]) -> int | None:
-        """Tokens that are left for text beside pictures and videos of a row; None where there are none, or nobody can say."""
+        """Tokens that are left for the texts of a row beside its pictures and videos.
+
+        None where nobody can say, and where sentence-transformers cuts texts well itself: a single one, and two of them that
+        no template holds together.
+        """
         shown = [as_shown(item, self.modalities, self.fused) for item in row]
         known = [self.picture_tokens.of(item.images) for item in shown]
         known += [self.video_tokens.known(item.video) for item in shown if item.video]
         seen = sum(tokens or 0 for tokens in known)
-        if not seen or None in known:
+        if None in known or not (seen or (len(row) > 1 and "message" in self.model.modalities)):
             return None
         marks = 2 * sum(len(item.images) for item in shown)  # one before and one after each picture
         prompt = self.prompt(row[0]) if len(row) == 1 else ""
@@ -204,13 +209,18 @@ class Body:
         return room
 
     def _cut(self, row: Sequence[Item]) -> Callable[[Item, str], str]:
-        """Shortens texts so that pictures and template stay whole: where those are cut, another kind of token is pooled."""
+        """Shortens texts so that pictures and template stay whole: where those are cut, another kind of token is pooled.
+
+        Two texts are cut to equal shares, or the first could leave no room for the second.
+        """
         room = self._room(row)
-        if room is None:
-            # Sentence-transformers cuts plain text exactly, and keeps the template's end.
+        if room is None and len(row) == 1:  # sentence-transformers cuts plain text exactly, and keeps the template's end
             return lambda item, text: readable(text, self.tokenizer, self.model.max_seq_length)
-        share = room // max(sum(bool(item.text or item.instruction) for item in row), 1)
-        return lambda item, text: shortened(text, self.tokenizer, share)
+        texts = [words(as_shown(item, self.modalities, self.fused), self.special) for item in row]
+        share = self._shares.of(texts, room)
+        if room is None:  # of two texts without a template it cuts the longer one, as far as the other
+            return lambda item, text: readable(text, self.tokenizer, self.model.max_seq_length)
+        return lambda item, text: text if share is None else shortened(text, self.tokenizer, share)
 
     def freeze(self, parts: Iterable[str]) -> None:
         """See `Embedder.freeze`."""

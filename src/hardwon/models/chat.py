@@ -22,7 +22,7 @@ from hardwon.models.body import Body
 from hardwon.models.eyes import ChatEye, eye_of, mark
 from hardwon.models.hearing import heard
 from hardwon.models.judge import Judge
-from hardwon.models.length import shortened
+from hardwon.models.length import length, share_of, shortened
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision
 from hardwon.models.preflight import refuse
@@ -211,10 +211,10 @@ class Chat:
         special, tokenizer = self.prompts.special, self.prompts.tokenizer
         texts = [inert(item.text, special) for item in row]
         room = self._room(row, parts)
-        lengths = [_length(text, tokenizer, max(room, 1)) for text in texts]
+        lengths = [length(text, tokenizer, max(room, 1)) for text in texts]
         if sum(lengths) <= room:
             return row
-        share = _share(lengths, room)
+        share = share_of(lengths, room)
         if share < 1:
             names = " and ".join(f"item {item.key[:12]} ({item.label})" for item in row[:2])
             more = f" and {len(row) - 2} others" if len(row) > 2 else ""
@@ -230,8 +230,8 @@ class Chat:
                 stacklevel=2,
             )
         return [
-            replace(item, text=shortened(text, tokenizer, share)) if length > share else item
-            for item, text, length in zip(row, texts, lengths, strict=True)
+            replace(item, text=shortened(text, tokenizer, share)) if tokens > share else item
+            for item, text, tokens in zip(row, texts, lengths, strict=True)
         ]
 
     def holds(self, query: Item, items: Sequence[Item], parts: Parts) -> bool:
@@ -308,24 +308,3 @@ class Chat:
                 "smaller (max_pixels), or show it fewer of them"
             )
         return heard(self.body.transformer, features | {"use_cache": False}, lengths - 1, answers)[0]
-
-
-def _length(text: str, tokenizer: Any, most: int) -> int:
-    """Tokens of a text; of one that is far too long, something above `most`."""
-    return len(tokenizer(text[: 64 * most + 64], add_special_tokens=False, verbose=False)["input_ids"]) if text else 0
-
-
-def _share(lengths: Sequence[int], room: int) -> int:
-    """The largest share that all lengths can have, where the shorter ones leave the rest to the others.
-
-    >>> _share([2, 50, 90], 62)
-    30
-    """
-    left, share = room, 0
-    waiting = sorted(length for length in lengths if length)
-    for n, length in enumerate(waiting):
-        share = left // (len(waiting) - n)
-        if length > share:
-            break
-        left -= length
-    return share

@@ -1,5 +1,6 @@
 """Loading a model so that what it says later is right, or an error now: whole weights, a length, harmless padding."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
         MissingExtra: the model's processor, or an option, needs a package that is not installed.
     """
     options = options or Options()
-    model = as_it_is(kind, path, device, options)
     embeds = kind.__name__ == "SentenceTransformer"
+    if not embeds:
+        _refuse_embedder(path)
+    model = as_it_is(kind, path, device, options)
     fresh = () if embeds else ("classifier", "score")  # of a cross-encoder: no accident
     _refuse_missing_weights(model, path, (*UNREAD, *fresh))
     _refuse_missing_template(model, path)
@@ -140,6 +143,25 @@ def limit_pixels(processor: Any, config: Any, most: int) -> None:
 def prompt_for(model: Any, modality: str) -> str:
     """What an item with no instruction of its own is shown with: that of its kind, else the model's default, else nothing."""
     return model.prompts.get(modality) or model.prompts.get(model.default_prompt_name) or ""
+
+
+def _refuse_embedder(path: str | Path) -> None:
+    """Sentence-transformers would make a cross-encoder of an embedder, with random weights for the score."""
+    from sentence_transformers.util import is_sentence_transformer_model, load_file_path
+
+    name, local = str(path), Path(path).is_dir()
+    if not is_sentence_transformer_model(name, local_files_only=local):
+        return
+    found = load_file_path(name, "config_sentence_transformers.json", local_files_only=local)
+    try:
+        told = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    except ValueError:
+        return  # whoever loads it says that it is damaged
+    if told.get("model_type", "SentenceTransformer") == "SentenceTransformer":
+        raise ModelError(
+            f"{path} is an embedder and gives no score of a pair: Reranker.start_from(Embedder.load(...)) makes a reranker "
+            "of it, which is then trained"
+        )
 
 
 def _refuse_missing_weights(model: Any, path: str | Path, allowed: tuple[str, ...]) -> None:

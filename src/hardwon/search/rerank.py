@@ -30,8 +30,9 @@ class Budget:
 
     Attributes:
         pairs: (query, candidate) pairs per query; None for no limit.
-        milliseconds: time per query; None for no limit. What is read then depends on the machine. Time is looked at between
-            calls of the reranker, so it may be exceeded by what the first `PROBE` queries take.
+        milliseconds: time per query; None for no limit. What is read then depends on the machine. What a pair costs is learned
+            from the best two candidates of the first `PROBE` queries, from whole lists of as many with a reranker of lists; so
+            the budget may be exceeded by what these take.
     """
 
     pairs: float | None = None
@@ -142,25 +143,32 @@ class Fused:
         waiting = [row for row in lists.by_margin() if lists.weights[row] > 0]
         purse = _Purse(self.budget, len(queries))
         active: list[int] = []
+        probes = waiting[: purse.probes] if isinstance(self.reranker, Scorer) else []
+        if probes:
+            lists.look([(row, column) for row in probes for column in range(2)])
+            purse.note(lists.pairs)
         while True:
             wanted = {row: lists.wanted(row) for row in active}
             active = [row for row in active if len(wanted[row])]
             promised = sum(lists.unread(row) for row in active)
             while waiting:
-                spent, size = lists.pairs + promised, lists.unread(waiting[0])
+                row, spent = waiting[0], lists.pairs + promised
+                size, known = lists.unread(row), int(lists.read[row].sum())
                 if not purse.allows(spent + size):
                     if active:  # they may need less than they were promised
                         break
-                    size = next((n for n in range(size - 1, 1, -1) if purse.allows(spent + n)), 0)
+                    size = next((n for n in range(size - 1, 1 if not known else 0, -1) if purse.allows(spent + n)), 0)
                     if not size:
                         break
-                    lists.cut(waiting[0], size)
-                row = waiting.pop(0)
+                    lists.cut(row, known + size)
+                waiting.pop(0)
                 wanted[row] = lists.wanted(row)
                 if len(wanted[row]):
                     active.append(row)
                     promised += size
             if not active:
+                for row in waiting:  # what the probe read of them is put in order, the rest stays behind
+                    lists.cut(row, int(lists.read[row].sum()) or None)
                 return lists.reading()
             lists.look([(row, int(column)) for row in sorted(active) for column in wanted[row]])
             purse.note(lists.pairs)
@@ -200,9 +208,10 @@ class _Lists:
         """How many candidates of a query may still have to be read."""
         return int((self.within[row] & ~self.read[row]).sum())
 
-    def cut(self, row: int, size: int) -> None:
+    def cut(self, row: int, size: int | None) -> None:
         """Put only the best `size` candidates of a query in order; the others stay behind them."""
-        self.within[row, size:] = False
+        if size is not None:
+            self.within[row, size:] = False
 
     def bounds(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """What the score of each candidate of a query lies between: two equal numbers once it was read."""
@@ -273,6 +282,13 @@ class _Purse:
         self.budget, self.queries = budget or Budget(), queries
         self.start, self.pairs, self.asked = time.perf_counter(), 0, 0
         self.rate: float | None = None  # seconds per pair
+
+    @property
+    def probes(self) -> int:
+        """Queries of which two candidates are read to learn what a pair costs; none where time plays no part."""
+        if not self.budget.milliseconds:
+            return 0
+        return PROBE if self.budget.pairs is None else min(PROBE, int(self.budget.pairs * self.queries) // 2)
 
     def note(self, pairs: int) -> None:
         """So many pairs were read until now."""
