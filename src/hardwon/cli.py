@@ -1,6 +1,9 @@
 """The command line: the verbs of the library. Nothing heavy is imported before it is needed, so `--help` is quick."""
 
+import errno
 import json
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -9,9 +12,12 @@ from typing import Annotated
 import typer
 
 from hardwon.commands.evaluate import EVALUATE, compare, evaluate
-from hardwon.commands.recipes import Only, Out, Recipe, Set, hide_loading, run_verb, stages_of, workspace_at
-from hardwon.errors import ArtifactError, HardwonError, ModelError
+from hardwon.commands.recipes import Only, Out, Recipe, Set, hide_loading, run_verb, stages_of, stoppable, workspace_at
+from hardwon.errors import ArtifactError, HardwonError, ModelError, ProcessLost, Stopped
 from hardwon.items import Item
+from hardwon.progress import speaks
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 app = typer.Typer(
     help="Sharp embedding models, rerankers and search indexes, learned from hard negatives.\n\n"
@@ -49,7 +55,10 @@ def run(recipe: Recipe, out: Out, settings: Set) -> None:
     stages = stages_of(recipe, settings)
     workspace = workspace_at(out)
     clock = time.monotonic()
-    made = workspace.run_all(stages)
+    with stoppable():
+        made = workspace.run_all(stages)
+    if not speaks():
+        return
     reports = [workspace.root / s.out / "report.html" for s in stages if s.kind == "report"]
     from hardwon.stages.summary import show
 
@@ -61,9 +70,22 @@ def run(recipe: Recipe, out: Out, settings: Set) -> None:
 
 
 @app.command()
-def train(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
-    """Train the embedders and rerankers of a recipe (what they read must be there already)."""
-    run_verb("train", recipe, out, stage, settings)
+def train(
+    recipe: Recipe,
+    out: Out,
+    settings: Set,
+    stage: Only = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only go on with a training that was interrupted: an error if there is none.")
+    ] = False,
+) -> None:
+    """Train the embedders and rerankers of a recipe (what they read must be there already).
+
+    Interrupted, the same command goes on from the last checkpoint. On several devices or machines:
+    torchrun --nproc-per-node 8 -m hardwon.cli train RECIPE --out FOLDER; see docs/training.md.
+    """
+    with stoppable():
+        run_verb("train", recipe, out, stage, settings, resume=resume)
 
 
 @app.command()
@@ -310,13 +332,31 @@ def serve(
     )
 
 
+def _resuming(arguments: list[str]) -> str:
+    """The command that goes on with what this one began."""
+    more = ["--resume"] if arguments[:1] == ["train"] and "--resume" not in arguments else []
+    launcher = " (by the same launcher)" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    return shlex.join(["hardwon", *arguments, *more]) + launcher
+
+
 def main() -> None:
     """Entry point: errors that a person can mend are shown as one message, without a traceback."""
     try:
         app()
-    except HardwonError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+    except (HardwonError, ProcessLost) as error:
+        # Of several processes each says who it is: the one that began it is not always the first.
+        who = f"process {os.environ['RANK']}: " if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        typer.secho(f"error: {who}{error}", fg="red", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        typer.secho(f"error: {error}: make room, or let the folder be written to, and run the same command again", err=True)
+        sys.exit(1)
+    except Stopped as end:
+        if speaks():
+            typer.secho(f"\n{end}. To go on:\n  {_resuming(sys.argv[1:])}", fg="yellow", err=True)
+        raise
     except SystemExit as end:  # typer makes this of Ctrl-C
         if end.code == 130:
             typer.secho("\nstopped; run the same command again to go on from here", fg="yellow", err=True)

@@ -1,11 +1,16 @@
 """What the commands share: recipes as arguments, and stages to run."""
 
+import contextlib
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hardwon.errors import Stopped
 
 Recipe = Annotated[
     str,
@@ -43,8 +48,26 @@ def workspace_at(out: Path) -> Any:
     return Workspace(out, command=shlex.join(["hardwon", *sys.argv[1:]]))
 
 
-def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str]) -> None:
-    """Run the stages of one verb, or the one of this name."""
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends the work within the block as Ctrl-C does, but with exit code 0: it goes on when it is run again.
+
+    A training that has begun finishes its step and leaves a checkpoint first.
+    """
+
+    def end(_number: int, _frame: Any) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str], *, resume: bool = False) -> None:
+    """Run the stages of one verb, or the one of this name; with `resume` only what was begun before."""
+    from hardwon.distributed import leave
     from hardwon.errors import RecipeError, unknown
 
     stages = stages_of(recipe, settings)
@@ -58,4 +81,8 @@ def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str])
         those = named
     if not those:
         raise RecipeError(f"{recipe} has no stage to {verb}")
-    workspace_at(out).run_all(those)
+    workspace = workspace_at(out)
+    if resume:
+        workspace.begun(those)
+    workspace.run_all(those)
+    leave()
