@@ -196,10 +196,9 @@ SHARDED = replace(SETTINGS, shard=True)
 def sharding(embedder: str, reranker: str, seeing: str, pictures: dict[str, Path], out: str) -> dict:
     """Weights, losses and outputs of trainings whose weights are divided among the processes."""
     folder, made = Path(out), {}
-    run.SAVE_EVERY_S = 0.0
 
-    def trained(name: str, model, data, loss, settings, steps: int = 4):
-        train(model, data, loss, steps=steps, settings=settings, out=folder / name)
+    def trained(name: str, model, data, loss, settings):
+        train(model, data, loss, steps=3, settings=settings, out=folder / name)
         rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         losses = [(row["loss"], row["gradient_norm"]) for row in rows if "loss" in row]
         made[name] = {"weights": weights_of(model), "losses": losses, "kinds": {type(p) for p in model.module.parameters()}}
@@ -212,7 +211,6 @@ def sharding(embedder: str, reranker: str, seeing: str, pictures: dict[str, Path
     everything = replace(FULL, shard=True)
     model = trained("kept", text(), examples(), SUM, replace(everything, memory=Memory(60)))
     made["kept"]["outputs"] = torch.from_numpy(model.encode(items))
-    trained("replayed", text(), examples(), SUM, replace(everything, memory=Memory(60, 0)))
     trained("some kept", text(), examples(), SUM, replace(everything, memory=Memory(60, 130, gradient_checkpointing=True)))
     trained("few", text(), examples()[:2], InfoNCE(0.1), replace(SHARDED, batch_size=2))
     trained("lists", Reranker.load(reranker, device="cpu"), examples(), Pairwise() + Listwise(), SHARDED)

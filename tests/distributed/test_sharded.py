@@ -9,7 +9,7 @@ from hardwon.losses import InfoNCE
 from hardwon.models import Embedder, Reranker
 from hardwon.training import Settings, train
 
-NAMES = ("kept", "replayed", "some kept", "few", "lists", "mixed")
+NAMES = ("kept", "some kept", "few", "lists", "mixed")
 UNSEEN = "self.key.bias"  # see test_gradients
 
 
@@ -32,10 +32,8 @@ def two(works, folder):
 
 @pytest.fixture(scope="module")
 def alone(works, folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hardwon.training.run.SAVE_EVERY_S", 0.0)
-        work, *arguments = works
-        return work(*arguments, str(folder / "one"))
+    work, *arguments = works
+    return work(*arguments, str(folder / "one"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hardwon.commands.fields import check_fields
 from hardwon.errors import Stopped
 
 Recipe = Annotated[
@@ -28,6 +29,7 @@ Only = Annotated[str, typer.Option("--stage", "-s", help="Name of the stage; all
 
 def stages_of(recipe: str, settings: list[str]) -> tuple[Any, ...]:
     """The stages of a recipe with some fields changed."""
+    check_fields(recipe, settings)
     from hardwon.stages.recipes import changed, load
 
     return changed(load(recipe), settings)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hardwon.artifacts import write_atomically
 from hardwon.training.loop import Settings, Step
 from hardwon.training.trackers import tracking
 
@@ -102,8 +103,9 @@ def metrics_log(out: Path | None, start: int, title: str, track: Sequence[str]) 
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     late = [row for row in rows if row.get("step", 0) > start]
     out.mkdir(parents=True, exist_ok=True)
-    with tracking(track, title=title, out=out, start=start, dropped=late) as tell, open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start)
+    # All or nothing: a run that is killed right now has its log still.
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start))
+    with tracking(track, title=title, out=out, start=start, dropped=late) as tell, open(path, "a", encoding="utf-8") as file:
 
         def log(row: Row) -> None:
             file.write(json.dumps(row) + "\n")
