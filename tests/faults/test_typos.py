@@ -14,7 +14,7 @@ from hardwon.commands.fields import check_fields
 from hardwon.errors import RecipeError
 from hardwon.stages.recipes import changed, load
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "own.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "demo.py"
 
 
 def places(owner, before):
@@ -71,7 +71,7 @@ def test_before_torch_is_there():
     code = (
         "import sys\n"
         "import hardwon.cli\n"
-        f"sys.argv = ['hardwon', 'train', {str(RECIPE)!r}, '--out', 'x', '--set', 'embedder.settings.batch_sice=1']\n"
+        f"sys.argv = ['hardwon', 'train', {str(RECIPE)!r}, '--out', 'x', '--set', 'round1.settings.batch_sice=1']\n"
         "try: hardwon.cli.main()\n"
         "except SystemExit as end: assert end.code == 1, end.code\n"
         "assert 'torch' not in sys.modules"

@@ -69,7 +69,6 @@ def stoppable() -> Iterator[None]:
 
 def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str], *, resume: bool = False) -> None:
     """Run the stages of one verb, or the one of this name; with `resume` only what was begun before."""
-    from hardwon.distributed import leave
     from hardwon.errors import RecipeError, unknown
 
     stages = stages_of(recipe, settings)
@@ -87,4 +86,6 @@ def run_verb(verb: str, recipe: str, out: Path, stage: str, settings: list[str],
     if resume:
         workspace.begun(those)
     workspace.run_all(those)
+    from hardwon.distributed import leave
+
     leave()

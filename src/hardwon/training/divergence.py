@@ -38,6 +38,8 @@ def explained(error: Diverged, model: Any, batch: Sequence[Any], out: Path | Non
 def first_bad(model: Any, batch: Any) -> str:
     """A sentence on where numbers stop being finite; "" where nobody can say."""
     for name, parameter in model.module.named_parameters():
+        if hasattr(parameter, "to_local"):  # of which this process holds a part only
+            return ""
         if not bool(torch.isfinite(parameter).all()):
             return f"The weights {name} are not finite."
     with contextlib.ExitStack() as stack:
