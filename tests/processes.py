@@ -3,6 +3,7 @@
 Whatever is done here by several processes is also done by one: a function called in the test itself finds no others.
 """
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -187,6 +188,35 @@ def trainings(embedder: str, reranker: str, out: str) -> dict:
     train(ranker, examples(), Pairwise() + Listwise(), steps=3, settings=settings, out=own / "lists")
     pairs = [(examples()[0].query, item) for item in items]
     return made | {"lists": {"weights": weights_of(ranker), "outputs": torch.from_numpy(ranker.score_pairs(pairs))}}
+
+
+SHARDED = replace(SETTINGS, shard=True)
+
+
+def sharding(embedder: str, reranker: str, seeing: str, pictures: dict[str, Path], out: str) -> dict:
+    """Weights, losses and outputs of trainings whose weights are divided among the processes."""
+    folder, made = Path(out), {}
+
+    def trained(name: str, model, data, loss, settings):
+        train(model, data, loss, steps=3, settings=settings, out=folder / name)
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        losses = [(row["loss"], row["gradient_norm"]) for row in rows if "loss" in row]
+        made[name] = {"weights": weights_of(model), "losses": losses, "kinds": {type(p) for p in model.module.parameters()}}
+        return model
+
+    def text():
+        return Embedder.load(embedder, device="cpu")
+
+    items = [item for e in examples() for item in (e.query, *(c.item for c in e.candidates))]
+    everything = replace(FULL, shard=True)
+    model = trained("kept", text(), examples(), SUM, replace(everything, memory=Memory(60)))
+    made["kept"]["outputs"] = torch.from_numpy(model.encode(items))
+    trained("some kept", text(), examples(), SUM, replace(everything, memory=Memory(60, 130, gradient_checkpointing=True)))
+    trained("few", text(), examples()[:2], InfoNCE(0.1), replace(SHARDED, batch_size=2))
+    trained("lists", Reranker.load(reranker, device="cpu"), examples(), Pairwise() + Listwise(), SHARDED)
+    mixed = (*tiny.examples(pictures)[:5], *tiny.texts()[:5])  # a pass of pictures here, one of texts there
+    trained("mixed", Embedder.load(seeing, device="cpu"), mixed, InfoNCE(0.1), replace(SHARDED, batch_size=5, clip=0.05))
+    return made
 
 
 def looking(seeing: str, pictures: dict[str, Path], out: str) -> dict:

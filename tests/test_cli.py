@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from hardwon.items import Item
 VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "serve")
 VERBS += ("inspect", "export", "assets", "doctor")
 RECIPE = """
+import os
+import signal
 from dataclasses import dataclass
 from typing import ClassVar
 from hardwon.stages import Stage
@@ -32,6 +35,8 @@ class Note:
         (draft.path / "note.txt").write_text(self.text)
         if self.text == "stop":
             raise KeyboardInterrupt
+        if self.text == "end":
+            os.kill(os.getpid(), signal.SIGTERM)
         return self.text
 
 def recipe(): return Note("a"), Note("b", "bye"), Note("c", verb="mine")
@@ -114,6 +119,31 @@ def test_a_recipe_is_run_and_the_second_time_done_before(call, recipe, tmp_path)
     assert code == 0
     assert err.count("done before") == 2
     assert (tmp_path / "out/b/note.txt").read_text() == "changed"
+
+
+def test_sigterm_is_no_failure_and_the_command_to_go_on_is_printed(call, recipe, tmp_path):
+    arguments = ("train", recipe, "--out", tmp_path / "out", "--set", "b.text=end")
+    before = signal.getsignal(signal.SIGTERM)
+    code, _, err = call(*arguments)
+    assert code == 0
+    assert err.endswith(f"stopped by SIGTERM. To go on:\n  hardwon {' '.join(map(str, arguments))} --resume\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert call(*arguments, "--resume")[0] == 0  # which was begun before, and ends once more
+
+
+def test_to_resume_what_was_not_begun(call, recipe, tmp_path):
+    arguments = ("train", recipe, "--out", tmp_path / "out", "--resume")
+    code, _, err = call(*arguments)
+    assert code == 1
+    assert "nothing to resume in" in err
+    assert "there is no unfinished a. Without --resume it is begun anew" in err
+    assert not (tmp_path / "out").exists()
+    call(*arguments[:-1], "--set", "b.text=end")
+    code, _, err = call(*arguments)
+    assert code == 1
+    assert "b was begun from another recipe, model or data" in err
+    call(*arguments[:-1])
+    assert call(*arguments)[0] == 0  # all is done
 
 
 def test_verbs_run_their_stages_only(call, recipe, tmp_path):

@@ -162,6 +162,11 @@ def finished(path: Path, kind: str, inputs: Any) -> Manifest | None:
     return manifest if fingerprint(manifest.inputs) == fingerprint(inputs) else None
 
 
+def started(path: Path, kind: str, inputs: Any) -> bool:
+    """Whether an artifact was begun from these inputs and is not finished."""
+    return _read_started(path) == {"kind": kind, "inputs": fingerprint(plain(inputs))}
+
+
 @contextlib.contextmanager
 def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
     """Write an artifact: the manifest is added when the block ends without an exception.

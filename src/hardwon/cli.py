@@ -1,6 +1,9 @@
 """The command line: the verbs of the library. Nothing heavy is imported before it is needed, so `--help` is quick."""
 
+import errno
 import json
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -21,12 +24,16 @@ from hardwon.commands.recipes import (
     hide_loading,
     run_verb,
     stages_of,
+    stoppable,
     workspace_at,
 )
 from hardwon.commands.search import search
 from hardwon.commands.serve import serve
 from hardwon.commands.work import WORK, work
-from hardwon.errors import HardwonError, ModelError
+from hardwon.errors import HardwonError, ModelError, ProcessLost, Stopped
+from hardwon.progress import speaks
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 app = typer.Typer(
     help="Sharp embedding models, rerankers and search indexes, learned from hard negatives.\n\n"
@@ -64,7 +71,10 @@ def run(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, workers: Count = 
     stages = stages_of(recipe, settings)
     workspace = workspace_at(out, workers, engine, hosts)
     clock = time.monotonic()
-    made = workspace.run_all(stages)
+    with stoppable():
+        made = workspace.run_all(stages)
+    if not speaks():
+        return
     reports = [workspace.root / s.out / "report.html" for s in stages if s.kind == "report"]
     from hardwon.stages.summary import page_command, show
 
@@ -77,9 +87,24 @@ def run(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, workers: Count = 
 
 
 @app.command()
-def train(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, stage: Only = "") -> None:
-    """Train the embedders and rerankers of a recipe (what they read must be there already)."""
-    run_verb("train", recipe, out, stage=stage, settings=settings, workspace=workspace_at(out, hosts=hosts))
+def train(
+    recipe: Recipe,
+    out: Out,
+    settings: Set,
+    hosts: Hosts,
+    stage: Only = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only go on with a training that was interrupted: an error if there is none.")
+    ] = False,
+) -> None:
+    """Train the embedders and rerankers of a recipe (what they read must be there already).
+
+    Interrupted, the same command goes on from the last checkpoint. On several devices or machines:
+    torchrun --nproc-per-node 8 -m hardwon.cli train RECIPE --out FOLDER; see docs/training.md.
+    """
+    with stoppable():
+        spread = workspace_at(out, hosts=hosts)
+        run_verb("train", recipe, out, stage=stage, settings=settings, workspace=spread, resume=resume)
 
 
 @app.command()
@@ -252,13 +277,31 @@ def doctor(
 app.command()(serve)
 
 
+def _resuming(arguments: list[str]) -> str:
+    """The command that goes on with what this one began."""
+    more = ["--resume"] if arguments[:1] == ["train"] and "--resume" not in arguments else []
+    launcher = " (by the same launcher)" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    return shlex.join(["hardwon", *arguments, *more]) + launcher
+
+
 def main() -> None:
     """Entry point: errors that a person can mend are shown as one message, without a traceback."""
     try:
         app()
-    except HardwonError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+    except (HardwonError, ProcessLost) as error:
+        # Of several processes each says who it is: the one that began it is not always the first.
+        who = f"process {os.environ['RANK']}: " if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        typer.secho(f"error: {who}{error}", fg="red", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        typer.secho(f"error: {error}: make room, or let the folder be written to, and run the same command again", err=True)
+        sys.exit(1)
+    except Stopped as end:
+        if speaks():
+            typer.secho(f"\n{end}. To go on:\n  {_resuming(sys.argv[1:])}", fg="yellow", err=True)
+        raise
     except SystemExit as end:  # typer makes this of Ctrl-C
         if end.code == 130:
             typer.secho("\nstopped; run the same command again to go on from here", fg="yellow", err=True)

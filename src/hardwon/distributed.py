@@ -1,24 +1,52 @@
-"""`World`: the processes that train together; the only file that imports torch.distributed.
+"""`World`: the processes that train together; with `training.sharded` the only file that imports torch.distributed.
 
 Nothing here multiplies or divides by the number of processes: what is summed is a sum.
+
+There are two kinds of waiting. Within a training step the processes are never far apart: one that keeps the others waiting for
+ten minutes (`HARDWON_TIMEOUT_S`) hangs, and they end. Everywhere else one of them may work for hours while the others wait:
+embed a training set to group it, look at all its pictures, validate, save. That waiting goes through a group of its own, over
+gloo on the CPU, with a patience of a day; a process that dies closes its connections and is noticed at once in either.
 """
 
 import datetime
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hardwon.errors import HardwonError
+from hardwon.errors import HardwonError, ProcessLost, RecipeError
 
 BUCKET = 1 << 24  # numbers that travel together
-# The others wait while the first process works alone: embeds a training set to group it, looks at all its pictures. torch's own
-# 10 minutes (NCCL) would end a run that is well. A process that dies is noticed sooner: its launcher ends the others.
+TIMEOUT_S = 600.0
 PATIENCE = datetime.timedelta(days=1)
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+def timeout() -> datetime.timedelta:
+    """How long processes wait for each other within a training step."""
+    said = os.environ.get("HARDWON_TIMEOUT_S", "")
+    try:
+        seconds = float(said or TIMEOUT_S)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise RecipeError(f"HARDWON_TIMEOUT_S must be a number of seconds above 0, got {said!r}")
+    return datetime.timedelta(seconds=seconds)
+
+
+@functools.lru_cache(maxsize=1)
+def _patient(whole: Any) -> Any:
+    """The group of the same processes that waits long; `whole` is the group that it belongs to."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 @dataclass(frozen=True)
@@ -28,23 +56,29 @@ class World:
     Attributes:
         rank: number of this process.
         size: how many there are.
+        patient: whether one may keep the others waiting for hours; see `in_step`.
+        during: what they are doing, for errors.
     """
 
     rank: int = 0
     size: int = 1
+    patient: bool = True
+    during: str = ""
 
     @classmethod
     def current(cls) -> "World":
-        """The processes that torch.distributed connects; one if it was not set up.
+        """The processes that torch.distributed connects; one if it was not set up, or within `alone`.
 
-        Under a launcher (torchrun, accelerate launch: `WORLD_SIZE` is set) the connection is made here.
+        Under a launcher (torchrun, accelerate launch, srun with the same variables: `WORLD_SIZE` is set) the connection is made
+        here.
         """
-        if not dist.is_available():
+        if not dist.is_available() or _alone.get():
             return cls()
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout())
+            _patient(dist.group.WORLD)  # now that all are here
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property
@@ -55,31 +89,52 @@ class World:
     @property
     def device(self) -> torch.device:
         """Where a tensor has to lie to travel between the processes; the CPU if there is only one."""
-        if self.size > 1 and dist.get_backend() == "nccl":
+        if self.size > 1 and not self.patient and dist.get_backend() == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
-        return self._reduced(tensor, dist.ReduceOp.SUM)
+    def in_step(self, during: str = "") -> "World":
+        """The same processes, who wait for each other no longer than `timeout`; `during` says in errors what goes on."""
+        return replace(self, patient=False, during=during)
 
-    def largest(self, tensor: Tensor) -> Tensor:
+    @property
+    def _group(self) -> Any:
+        return _patient(dist.group.WORLD) if self.patient else dist.group.WORLD
+
+    @contextmanager
+    def _meeting(self, what: str) -> Iterator[None]:
+        """Around a collective: what torch says of a process that does not come is made plain."""
+        try:
+            yield
+        except RuntimeError as error:  # of gloo and NCCL alike
+            doing = ", ".join(part for part in (self.during, what) if part)
+            raise ProcessLost(self.rank, self.size, doing, error) from error
+
+    def sum(self, tensor: Tensor, what: str = "adding up") -> Tensor:
+        """The sum over all processes; `what` they are doing, for errors."""
+        return self._reduced(tensor, dist.ReduceOp.SUM, what)
+
+    def largest(self, tensor: Tensor, what: str = "comparing") -> Tensor:
         """The elementwise maximum over all processes."""
-        return self._reduced(tensor, dist.ReduceOp.MAX)
+        return self._reduced(tensor, dist.ReduceOp.MAX, what)
 
-    def _reduced(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+    def _reduced(self, tensor: Tensor, how: dist.ReduceOp.RedOpType, what: str) -> Tensor:
         if self.size == 1:
             return tensor
-        tensor = tensor.detach().clone().contiguous()
-        dist.all_reduce(tensor, how)
-        return tensor
+        made = tensor.detach().clone().contiguous()
+        if self.patient:
+            made = made.cpu()
+        with self._meeting(what):
+            dist.all_reduce(made, how, group=self._group)
+        return made.to(tensor.device)
 
     def told(self, text: str) -> list[str]:
         """What each process has to say, by rank; all of them must ask."""
         if self.size == 1:
             return [text]
         made = [""] * self.size
-        dist.all_gather_object(made, text)
+        with self._meeting("telling each other"):
+            dist.all_gather_object(made, text, group=self._group)
         return made
 
     def share(self, costs: Sequence[int]) -> list[int]:
@@ -99,7 +154,9 @@ class World:
         everything = list(parameters)
         # What nobody used keeps no gradient, so that the optimizer leaves it alone: not even its weight decays.
         device = everything[0].device if everything else "cpu"
-        used = self.sum(torch.tensor([float(parameter.grad is not None) for parameter in everything], device=device))
+        used = self.sum(
+            torch.tensor([float(parameter.grad is not None) for parameter in everything], device=device), "adding up gradients"
+        )
         for parameter, count in zip(everything, used.tolist(), strict=True):
             if not count:
                 continue
@@ -113,29 +170,32 @@ class World:
             self._sum_together(batch)
 
     def _sum_together(self, gradients: Sequence[Tensor]) -> None:
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]), "adding up gradients")
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def same(self, tensors: Iterable[Tensor]) -> None:
         """Make every process's tensors those of the first, in place."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0)
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            own = tensor.detach()
+            sent = own.cpu() if self.patient else own
+            with self._meeting("taking over the first one's weights"):
+                dist.broadcast(sent, 0, group=self._group)
+            if sent is not own:
+                own.copy_(sent)
 
-    def wait(self) -> None:
+    def wait(self, what: str = "waiting for all to come here") -> None:
         """Go on when all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+        self.sum(torch.zeros(1, device=self.device), what)
 
     @contextmanager
-    def all_or_none(self, what: str, device: torch.device) -> Iterator[None]:
+    def all_or_none(self, what: str) -> Iterator[None]:
         """Work that may fail in some processes: then none goes on after it, to wait for those that are gone.
 
         Args:
             what: the work, for the error.
-            device: of the model.
 
         Raises:
             HardwonError: one in this process; or there was one in another, which says why.
@@ -149,10 +209,45 @@ class World:
         except HardwonError as error:
             own, broken = error, 0.0
         finally:
-            failed, broken = self.sum(torch.tensor([failed, broken], device=device)).tolist()
+            failed, broken = self.sum(torch.tensor([failed, broken], device=self.device), f"{what} together").tolist()
         if broken:
             raise RuntimeError(f"{what} broke down in another process: its message says why") from own
         if own is not None:
             raise own
         if failed:
             raise HardwonError(f"{what} failed in another process: its message says why")
+
+    def by_first(self, what: str, work: Callable[[], None]) -> None:
+        """Work that the first process does alone, while the others wait for it; errors as `all_or_none`."""
+        with self.all_or_none(what):
+            if self.first:
+                with alone():
+                    work()
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor of which each process holds a part, put together; any other as it is. All processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def parted(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor as `like` is held: divided among the processes, or on its device. All processes must ask."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor.to(like.device)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block `World.current` finds no other processes: for work that one of them does for all."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
+
+
+def leave() -> None:
+    """Part from the other processes, where the work is done."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

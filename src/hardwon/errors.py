@@ -13,6 +13,9 @@ HardwonError
 ├── JudgeError           a judge that cannot be believed or cannot be reached
 └── MissingExtra         an optional package; names what to install
 
+Two are none of these, so that nothing that skips errors goes on after them: `ProcessLost`, where processes train together and
+one is gone, and `Stopped`, a training that was asked to end and can go on later.
+
 Invariants of the code are `assert`ed; errors are for what a person can mend.
 """
 
@@ -71,9 +74,33 @@ class Diverged(HardwonError):
     """A loss or gradient that is not finite; training stopped before the weights were touched."""
 
     def __init__(self, what: str, step: int, keys: Sequence[str], advice: str = ""):
-        self.step, self.keys = step, tuple(keys)
+        self.what, self.step, self.keys, self.advice = what, step, tuple(keys), advice
         shown = ", ".join(key[:12] for key in self.keys[:8]) + (" ..." if len(self.keys) > 8 else "")
         super().__init__(f"{what} at step {step}; no weight was changed. Queries of the batch: {shown}. {advice}".strip())
+
+
+class ProcessLost(RuntimeError):
+    """Processes that work together have lost one: it has ended, or hangs."""
+
+    def __init__(self, rank: int, size: int, doing: str, reason: object):
+        self.rank, self.size, self.doing = rank, size, doing
+        said = str(reason).strip().split("\n")[0][:300]
+        super().__init__(
+            f"process {rank} of {size} ({doing}) has lost another one: {said}. That one has ended, and its own message says "
+            "why, or it hangs (HARDWON_TIMEOUT_S: how long a step waits, 600 if it is not set). Run the same command again to "
+            "go on from the last checkpoint"
+        )
+
+
+class Stopped(SystemExit):
+    """SIGTERM came and the training has ended well: it left a checkpoint, and the program ends with exit code 0."""
+
+    def __init__(self, told: str):
+        self.told = told
+        super().__init__(0)
+
+    def __str__(self) -> str:
+        return self.told
 
 
 class BadRow(NamedTuple):

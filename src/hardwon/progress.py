@@ -1,6 +1,7 @@
 """Progress that people can see: a live bar with rate and ETA in a terminal, a line now and then in a log."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,16 @@ LOG_EVERY_S = 15.0
 
 
 def console() -> Console:
-    """Console on standard error, so that results on standard output can be piped."""
-    return Console(stderr=True, highlight=False)
+    """Console on standard error, so that results on standard output can be piped.
+
+    Of processes that a launcher started together only the first one speaks.
+    """
+    return Console(stderr=True, highlight=False, quiet=not speaks())
+
+
+def speaks() -> bool:
+    """Whether this process is the only one, or the first of those that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 class _Rate(TextColumn):

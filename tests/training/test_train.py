@@ -111,7 +111,7 @@ class TestLog:
         train(text_model, texts, InfoNCE(0.1), steps=7, settings=QUICK, out=tmp_path / "new" / "folder")
         rows = rows_of(tmp_path / "new" / "folder")
         assert [row["step"] for row in rows] == list(range(1, 8))
-        speed = {"items", "items_per_second", "memory_mib", "seconds"}
+        speed = {"items", "masked", "items_per_second", "memory_mib", "seconds"}
         assert set(rows[0]) == {"step", "loss", "gradient_norm", "rate", "learning_rate", *speed}
         assert rows[0]["rate"] == 1.0
 

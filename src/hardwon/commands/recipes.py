@@ -1,12 +1,17 @@
 """What the commands share: recipes as arguments, and stages to run."""
 
+import contextlib
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
+
+from hardwon.commands.fields import check_fields
+from hardwon.errors import Stopped
 
 Recipe = Annotated[
     str,
@@ -24,6 +29,7 @@ Only = Annotated[str, typer.Option("--stage", "-s", help="Name of the stage; all
 
 def stages_of(recipe: str, settings: list[str]) -> tuple[Any, ...]:
     """The stages of a recipe with some fields changed."""
+    check_fields(recipe, settings)
     from hardwon.stages.recipes import changed, load
 
     return changed(load(recipe), settings)
@@ -71,8 +77,37 @@ def workers_of(count: int, engine: str) -> Any:
     return Workers(count, cast(Any, engine)) if count else None
 
 
-def run_verb(verb: str, recipe: str, out: Path, *, stage: str, settings: list[str], workspace: Any = None) -> None:
-    """Run the stages of one verb, or the one of this name, in `workspace`; in a plain one at `out` if None."""
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends the work within the block as Ctrl-C does, but with exit code 0: it goes on when it is run again.
+
+    A training that has begun finishes its step and leaves a checkpoint first.
+    """
+
+    def end(_number: int, _frame: Any) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_verb(
+    verb: str,
+    recipe: str,
+    out: Path,
+    *,
+    stage: str,
+    settings: list[str],
+    workspace: Any = None,
+    resume: bool = False,
+) -> None:
+    """Run the stages of one verb, or the one of this name, in `workspace` (a plain one at `out` if None).
+
+    With `resume` only what was begun before.
+    """
     from hardwon.errors import RecipeError, unknown
 
     stages = stages_of(recipe, settings)
@@ -86,4 +121,10 @@ def run_verb(verb: str, recipe: str, out: Path, *, stage: str, settings: list[st
         those = named
     if not those:
         raise RecipeError(f"{recipe} has no stage to {verb}")
-    (workspace or workspace_at(out)).run_all(those)
+    workspace = workspace or workspace_at(out)
+    if resume:
+        workspace.begun(those)
+    workspace.run_all(those)
+    from hardwon.distributed import leave
+
+    leave()

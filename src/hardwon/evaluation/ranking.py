@@ -208,7 +208,7 @@ def _reranked(ready: Ready, rerank: Rescorer, progress: str, world: World) -> tu
     """For each query the columns of its best candidates and their places by the new scores, 0 the lowest; ties stay ties."""
     heads = heads_of(ready, rerank.depth)
     mine = heads[world.rows(len(heads))]
-    with world.all_or_none("reranking", world.device):
+    with world.all_or_none("reranking"):
         new = rescored(
             rerank,
             [ready.task.queries[head.row] for head in mine],

@@ -47,7 +47,7 @@ class Vectors:
         keys_of = list(missing)
         chunks = [keys_of[start : start + SHARE] for start in range(0, len(missing), SHARE)]
         made = np.zeros((len(missing) if self.world.size > 1 else 0, self.cached.dim), dtype=np.float32)
-        with self.world.all_or_none("encoding", self.world.device):
+        with self.world.all_or_none("encoding"):
             self.cached.missing(missing.values())  # refuses what cannot be used before anything is computed
             own = range(self.world.rank, len(chunks), self.world.size)
             made_here = self.cached.each([[missing[key] for key in chunks[number]] for number in own])

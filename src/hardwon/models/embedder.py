@@ -95,9 +95,13 @@ class Embedder:
         """How errors speak of an item."""
         return f"item {item.key[:12]} ({item.text[:60]!r})"
 
+    def kind(self, item: Item) -> tuple[int, str]:
+        """Items of one kind go through the model together."""
+        return self.body.kind(item), self.body.prompt(item)
+
     def forward(self, items: Sequence[Item]) -> Float[Tensor, "n d"]:
         """Unit vectors with a graph, as one batch, or in turn what the model cannot read together."""
-        kinds = [(self.body.kind(item), self.body.prompt(item)) for item in items]
+        kinds = [self.kind(item) for item in items]
         if len(set(kinds)) > 1:
             return in_turn(items, kinds, self.forward)
         rows = [[item] for item in items]

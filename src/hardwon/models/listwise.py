@@ -134,7 +134,7 @@ class ListwiseReranker:
         Raises:
             ModelError: a list that is longer than the window, or whose pictures leave no room for text.
         """
-        kinds = [self._kind(listed) for listed in lists]
+        kinds = [self.kind(listed) for listed in lists]
         if len(set(kinds)) > 1:
             return in_turn(lists, kinds, self.forward)
         prompts = []
@@ -211,7 +211,7 @@ class ListwiseReranker:
     def _parts(self, query: Item, items: Sequence[Item]) -> tuple[Part, ...]:
         return self.chat.list_parts(query, items, self.labels)
 
-    def _kind(self, listed: Listed) -> tuple[int, tuple[int, ...]]:
+    def kind(self, listed: Listed) -> tuple[int, tuple[int, ...]]:
         """Lists with as many pictures in all can be read in one batch."""
         counts = self.chat.kind((listed[0], *listed[1]))
         return sum(counts[::2]), tuple(sorted(frames for frames in counts[1::2] if frames))

@@ -157,12 +157,13 @@ class Reranker:
         """Why the model cannot read a pair although it can read either; "" if it can, as far as headers of pictures tell."""
         return refusal(self.body, (query, item))
 
+    def kind(self, pair: Pair) -> tuple[int, ...]:
+        """Pairs of one kind go through the model together."""
+        return (self.body.kind(pair[0]), self.body.kind(pair[1])) if self.chat is None else self.chat.kind(pair)
+
     def forward(self, pairs: Sequence[Pair]) -> Float[Tensor, " n"]:
         """Log-odds with a graph, as one batch, or in turn what the model cannot read together (`Body.kind`)."""
-        chat = self.chat
-        kinds: list[Any] = [
-            (self.body.kind(pair[0]), self.body.kind(pair[1])) if chat is None else chat.kind(pair) for pair in pairs
-        ]
+        chat, kinds = self.chat, [self.kind(pair) for pair in pairs]
         if len(set(kinds)) > 1:
             return in_turn(pairs, kinds, self.forward)
         if chat is not None:

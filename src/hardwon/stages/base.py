@@ -4,20 +4,23 @@ A stage names what it reads and where it writes, relative to the workspace. It i
 damaged or made from other inputs; what was interrupted goes on where it stopped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from rich.markup import escape
 
 from hardwon import artifacts
+from hardwon.distributed import World
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.fetch import AllowedHosts
 from hardwon.progress import console
 from hardwon.spread.engines import Workers
 
 MODELS = ("model", "judge", "rerank")  # fields of stages that name a model
+TOGETHER = ("train",)  # verbs of stages that all processes work on; any other is done by the first one for all
 
 
 @runtime_checkable
@@ -107,21 +110,62 @@ class Workspace:
         return {"stage": artifacts.plain(stage), "parents": parents}
 
     def run(self, stage: Stage, *, number: str = "") -> artifacts.Manifest:
-        """Run a stage unless its artifact is there already."""
-        out = console()
+        """Run a stage unless its artifact is there already.
+
+        Of several processes, which see the same folder, the first one writes.
+        """
+        out, world = console(), World.current()
         inputs = self.inputs(stage)
-        there = artifacts.finished(self.root / stage.out, stage.kind, inputs)
+        there: list[artifacts.Manifest] = []
+
+        def look() -> None:
+            found = artifacts.finished(self.root / stage.out, stage.kind, inputs)
+            there.extend([found] if found else [])
+
+        world.by_first(f"looking for {stage.out}", look)
         head = f"[bold cyan]{number}[/] [bold]{escape(stage.out)}[/]"
-        if there is not None:
-            told = escape(there.stats.get("result", ""))
-            out.print(f"{head}  [dim]done before ({there.made.get('seconds', '?')} s): {told}[/]")
-            return there
+        if bool(world.sum(torch.tensor(float(len(there))))):
+            known = there[0] if there else artifacts.load(self.root / stage.out, stage.kind, verify=False)
+            told = escape(known.stats.get("result", ""))
+            out.print(f"{head}  [dim]done before ({known.made.get('seconds', '?')} s): {told}[/]")
+            return known
         out.print(f"{head}  [dim]{escape(describe(stage))}[/]")
-        with artifacts.writing(self.root / stage.out, stage.kind, inputs) as draft:
-            draft.stats["result"] = stage.make(self, draft)
+        if world.size > 1 and stage.verb not in TOGETHER:
+            world.by_first(stage.out, lambda: self._make(stage, inputs, World()))
+        else:
+            self._make(stage, inputs, world)
         made = artifacts.load(self.root / stage.out, stage.kind, verify=False)
         out.print(f"   [green]{escape(made.stats['result'])}[/] [dim]({made.made['seconds']} s)[/]")
         return made
+
+    def _make(self, stage: Stage, inputs: Mapping[str, Any], world: World) -> None:
+        """Make an artifact: the first process begins and ends it, the others work with it in between."""
+        folder, what = self.root / stage.out, f"making {stage.out}"
+        if world.first:
+            with artifacts.writing(folder, stage.kind, inputs) as draft:
+                world.wait(what)
+                draft.stats["result"] = stage.make(self, draft)
+        else:
+            world.wait(what)
+            stage.make(self, artifacts.Draft(folder, False, {}))
+        world.wait(what)
+
+    def begun(self, stages: Sequence[Stage]) -> None:
+        """Refuse to begin: the first of the stages that is not done must have been begun before, from the same inputs.
+
+        Raises:
+            ArtifactError: it was not, or the recipe, the data or the model have changed since.
+        """
+        for stage in stages:
+            folder, inputs = self.root / stage.out, self.inputs(stage)
+            if artifacts.finished(folder, stage.kind, inputs):
+                continue
+            if artifacts.started(folder, stage.kind, inputs):
+                return
+            why = f"there is no unfinished {stage.out}"
+            if (folder / artifacts.STARTED).exists():
+                why = f"{stage.out} was begun from another recipe, model or data, so that its checkpoints are of no use"
+            raise ArtifactError(f"nothing to resume in {self.root}: {why}. Without --resume it is begun anew")
 
     def run_all(self, stages: Sequence[Stage]) -> list[artifacts.Manifest]:
         """Run stages in order."""

@@ -14,7 +14,7 @@ from rich.markup import escape
 from hardwon.artifacts import Draft
 from hardwon.data import read
 from hardwon.data.assets import fetch
-from hardwon.distributed import World
+from hardwon.distributed import World, alone
 from hardwon.errors import OnError, RecipeError, unknown
 from hardwon.items import Example, Item, Picture
 from hardwon.losses import Loss
@@ -200,10 +200,12 @@ class Train:
         trained = train(
             model, examples, self.loss, steps=self.steps, settings=self.settings, out=draft.path, title=f"training {self.out}"
         )
-        trained.save(draft.path / "model", self._about(examples, draft.path / "metrics.jsonl"), merge=self.merge)
-        if isinstance(trained, Embedder):
-            golden.keep(trained, draft.path / "model")
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if World.current().first:
+            with alone():
+                trained.save(draft.path / "model", self._about(examples, draft.path / "metrics.jsonl"), merge=self.merge)
+                if isinstance(trained, Embedder):
+                    golden.keep(trained, draft.path / "model")
+            shutil.rmtree(checkpoints, ignore_errors=True)
         draft.stats["examples"] = len(examples)
         draft.stats["pairs"] = self.steps * self.settings.batch_size
         return f"{self.steps} steps of {self.settings.batch_size} queries"

@@ -35,6 +35,11 @@ class Batch:
         """How many distinct items a step encodes."""
         return len({*self.queries, *self.candidates})
 
+    @property
+    def masked(self) -> int:
+        """How many pairs are not compared, since they are known to belong together: copies of gold, and what is related."""
+        return int((~self.targets.comparable).sum())
+
 
 def plan_epoch(
     sources: Sequence[str], size: int, seed: int, epoch: int, groups: Sequence[int] | None = None
@@ -213,6 +218,11 @@ class ListBatch:
     def encoded(self) -> int:
         """How many pairs a step scores."""
         return len(self.pairs)
+
+    @property
+    def masked(self) -> int:
+        """As of a `Batch`."""
+        return int((self.filled & ~self.targets.comparable).sum())
 
     @property
     def lists(self) -> tuple[tuple[Item, tuple[Item, ...]], ...]:

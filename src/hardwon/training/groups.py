@@ -133,7 +133,7 @@ def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed
     """
     world = World.current()
     numbers = torch.zeros(len(examples), dtype=torch.long, device=embedder.body.model.device)
-    with world.all_or_none("grouping the examples", numbers.device):
+    with world.all_or_none("grouping the examples"):
         if world.first:
             numbers.copy_(torch.tensor(_kept(examples, embedder, how, seed, out)))
     world.same([numbers])

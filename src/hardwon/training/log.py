@@ -1,7 +1,10 @@
 """What a training tells while it runs: rows of metrics, and the line under the bar."""
 
 import json
+import math
+import statistics
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hardwon.artifacts import write_atomically
 from hardwon.training.loop import Settings, Step
 from hardwon.training.trackers import tracking
 
@@ -21,7 +25,8 @@ def step_row(step: Step, settings: Settings, device: torch.device, temperature: 
     """The row of an update.
 
     `learning_rate` is that of every part without one of its own in `settings.rates`, `rate` its share of the peak. `items`
-    are those of all processes together; `memory_mib` is this process's, see `memory_mib`.
+    are those of all processes together, `masked` the pairs that were not compared because they are known to belong together;
+    `memory_mib` is this process's, see `memory_mib`.
     """
     row = {
         "step": step.number + 1,
@@ -30,6 +35,7 @@ def step_row(step: Step, settings: Settings, device: torch.device, temperature: 
         "rate": round(step.rate, 6),
         "learning_rate": float(f"{settings.learning_rate * step.rate:.6g}"),
         "items": step.items,
+        "masked": step.masked,
         "items_per_second": round(step.items / step.seconds, 1),
         "memory_mib": round(memory_mib(device), 1),
         "seconds": round(step.seconds, 3),
@@ -41,6 +47,23 @@ def in_words(row: Mapping[str, Any]) -> str:
     """A row in a few words, for the line under the bar."""
     speed, memory = row["items_per_second"], row["memory_mib"] / 1024
     return f"loss {row['loss']:.3f}  {speed:,.1f} items/s  lr {row['learning_rate']:.2g}  {memory:.2f} GiB"
+
+
+class Spikes:
+    """Finds losses that stand out from those of the last steps: five standard deviations and half as much again as the mean."""
+
+    def __init__(self, window: int = 64, least: int = 20):
+        self._seen: deque[float] = deque(maxlen=window)
+        self._least = least
+
+    def __call__(self, loss: float) -> float | None:
+        """The usual loss if this one stands out, else None."""
+        if not math.isfinite(loss):
+            return None
+        usual = statistics.fmean(self._seen) if len(self._seen) >= self._least else None
+        spike = usual is not None and loss > max(usual + 5 * statistics.pstdev(self._seen), 1.5 * usual)
+        self._seen.append(loss)
+        return usual if spike else None
 
 
 def memory_mib(device: torch.device) -> float:
@@ -80,8 +103,9 @@ def metrics_log(out: Path | None, start: int, title: str, track: Sequence[str]) 
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     late = [row for row in rows if row.get("step", 0) > start]
     out.mkdir(parents=True, exist_ok=True)
-    with tracking(track, title=title, out=out, start=start, dropped=late) as tell, open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start)
+    # All or nothing: a run that is killed right now has its log still.
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start))
+    with tracking(track, title=title, out=out, start=start, dropped=late) as tell, open(path, "a", encoding="utf-8") as file:
 
         def log(row: Row) -> None:
             file.write(json.dumps(row) + "\n")

@@ -52,6 +52,11 @@ class Settings:
             looked for before the first step: "raise" names them all; "skip" goes on without them and lists them. An example
             goes if its query or every gold is bad; another candidate goes alone.
         max_bad_fraction: with "skip", the share of the examples (0 to 1) above which training fails all the same.
+        shard: of several processes each holds a part of weights, gradients and optimizer state (FSDP2), for models that one
+            device cannot hold; else each holds all.
+        skips: steps of one run that are left out, and counted in the log, where their loss or gradient is not finite; the next
+            one ends the training. 0 ends it at the first.
+        save_every_s: seconds between two checkpoints; half a minute if None.
         seed: of order, draws and dropout.
     """
 
@@ -75,6 +80,9 @@ class Settings:
     memory: Memory = field(default_factory=Memory)
     on_error: OnError = "raise"
     max_bad_fraction: float = 0.01
+    shard: bool = False
+    skips: int = 0
+    save_every_s: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +92,9 @@ class Settings:
         if not 0 <= self.max_bad_fraction <= 1:
             raise RecipeError(f"max_bad_fraction must lie in [0, 1], got {self.max_bad_fraction}")
         check_names(self.track)
+        for name in ("skips", "save_every_s"):
+            if (getattr(self, name) or 0) < 0:
+                raise RecipeError(f"{name} must not be below 0, got {getattr(self, name)}")
         for name in ("batch_size", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -102,6 +113,8 @@ class Step:
         rate: learning rate as a share of its peak.
         items: distinct items that were encoded for it, queries and candidates; for a reranker, pairs that were scored.
         seconds: it took, from asking for the batch on; what the caller does between two updates does not count.
+        masked: pairs of the batch that were not compared, since they are known to belong together.
+        skipped: why there was no update after all; "" if there was one.
     """
 
     number: int
@@ -110,6 +123,8 @@ class Step:
     rate: float
     items: int
     seconds: float
+    masked: int = 0
+    skipped: str = ""
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -149,37 +164,47 @@ def fit(
     gradient: Callable[[Any], Tensor],
     optimizer: torch.optim.Optimizer,
     settings: Settings,
+    *,
+    clip: Callable[[list[nn.Parameter], float], float] | None = None,
 ) -> Iterator[Step]:
     """Yield one `Step` per update.
 
     Args:
         model: an `Embedder` or `Reranker`.
         steps: of the whole training, for the schedule.
-        batches: each with a `number` and what it comes to, `encoded`.
+        batches: each with a `number` and what it comes to, `encoded` and `masked`.
         gradient: adds a batch's gradient to the weights and returns its loss.
         optimizer: made by `optimizer_for`.
         settings: see there.
+        clip: makes the gradient of parameters no longer than so much and returns its norm; torch's own if None.
 
     Raises:
-        Diverged: a gradient that is not finite; the weights are as before the step.
+        Diverged: a loss or gradient that is not finite, after `settings.skips` others; the weights are as before the step.
     """
-    parameters = trainable(model.module)
+    parameters, left = trainable(model.module), settings.skips
     clock = time.perf_counter()
     model.body.train()
     for batch in batches:
         rate = schedule(batch.number, steps, settings.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        with _precision(settings.precision, parameters[0].device.type):
-            loss = gradient(batch)
-        norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip))
-        if not math.isfinite(norm):
-            optimizer.zero_grad()
-            raise Diverged(f"the gradient's norm is {norm}", batch.number, batch_keys(batch), "Lower the learning rate.")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        why = ""
+        try:
+            with _precision(settings.precision, parameters[0].device.type):
+                loss = gradient(batch)
+            norm = float((clip or nn.utils.clip_grad_norm_)(parameters, settings.clip))
+            if not math.isfinite(norm):
+                raise Diverged(f"the gradient's norm is {norm}", batch.number, batch_keys(batch), "Lower the learning rate.")
+        except Diverged as error:
+            optimizer.zero_grad(set_to_none=True)
+            if not left:
+                raise
+            left, why, loss, norm = left - 1, str(error), math.nan, math.nan
+        else:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         value = float(loss)  # waits for the device
-        yield Step(batch.number, value, norm, rate, batch.encoded, time.perf_counter() - clock)
+        yield Step(batch.number, value, norm, rate, batch.encoded, time.perf_counter() - clock, batch.masked, why)
         clock = time.perf_counter()
 
 

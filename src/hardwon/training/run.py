@@ -2,19 +2,19 @@
 
 import math
 import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from hardwon.distributed import World
-from hardwon.errors import DataError, RecipeError
+from hardwon.errors import DataError, Diverged, RecipeError
 from hardwon.items import Example, Item
 from hardwon.losses import GradientReport, Loss
 from hardwon.models import Embedder, ListwiseReranker, Reranker
@@ -22,13 +22,15 @@ from hardwon.models.memory import checkpointed
 from hardwon.models.precision import computed_in
 from hardwon.progress import bar
 from hardwon.randomness import generator
-from hardwon.training import checkpoint
+from hardwon.training import checkpoint, divergence
 from hardwon.training.batches import batches, draw, listed, plan_epoch, shuffled, with_strangers
 from hardwon.training.groups import agreed
-from hardwon.training.log import Row, in_words, metrics_log, step_row
-from hardwon.training.loop import Settings, fit, optimizer_for, without_dropout
+from hardwon.training.log import Row, Spikes, in_words, metrics_log, step_row
+from hardwon.training.loop import Settings, Step, fit, optimizer_for, without_dropout
 from hardwon.training.objective import Objective
+from hardwon.training.sharded import Shards, sharded
 from hardwon.training.step import embedder_step, reranker_step
+from hardwon.training.stopping import interruptible, stop
 from hardwon.training.trackers import check_usable
 from hardwon.training.usable import RERANKERS, ready
 
@@ -67,13 +69,18 @@ def train(
     Raises:
         DataError: no examples, or a reranker's examples without negatives.
         BadItems: items that cannot be used, before the first step; `settings.on_error` can leave them out instead.
-        Diverged: a loss or gradient that is not finite; the last checkpoint is whole.
+        Diverged: a loss or gradient that is not finite (more often than `settings.skips` allows); the last checkpoint is whole.
+        ArtifactError: a checkpoint that cannot be written; the one before is whole.
+        Stopped: SIGTERM came, and there is a checkpoint; the program ends with exit code 0.
+        ProcessLost: another process has ended or hangs.
         MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
     _check(model, examples, steps, settings)
     check_usable(settings.track, out)
+    if settings.shard and validate:
+        raise RecipeError("with shard=True no process holds the whole model, so none can validate it: leave validate out")
     settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
@@ -87,32 +94,44 @@ def train(
     objective = _objective(loss, settings, model.body.model.device)
     optimizer = optimizer_for(model.module, settings, objective.log_temperature)
     parameters = _parameters(model, objective)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), ExitStack() as stack:
         torch.manual_seed(settings.seed + world.rank)  # dropout differs from process to process, the data do not
+        stack.enter_context(checkpointed(model.body.transformer, settings.memory.gradient_checkpointing))
+        shards = None
+        if settings.shard and world.size > 1:
+            world.same(parameters.values())
+            shards = stack.enter_context(sharded(model, world, optimizer, parameters))
+            parameters = shards.parameters
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
-        world.same(parameters.values())
-        written = out if world.first else None
-        plan = _Plan(steps, start, settings, written, validate if world.first else None, title, world, groups)
-        checkpointing = checkpointed(model.body.transformer, settings.memory.gradient_checkpointing)
-        with checkpointing, _log(plan, model.body.model.device) as log:
-            _note(log, damaged, found.left_out if start == 0 else ())
-            _run(model, examples, objective, plan, optimizer, log)
+        if shards is None:
+            world.same(parameters.values())  # as the first process has read them
+        written, checked = (out, validate) if world.first else (None, None)
+        plan = _Plan(steps, start, settings, out, written, checked, title, world, groups, parameters, shards)
+        log = stack.enter_context(_log(plan))
+        _note(log, damaged, found.left_out if start == 0 else ())
+        _run(model, examples, objective, plan, optimizer, log)
     model.module.eval()
     return model
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What `_run` needs to know beside model and data."""
+    """What `_run` needs to know beside model and data.
+
+    `written` is `out` in the process that writes; `parameters` is what is learned, by name.
+    """
 
     steps: int
     start: int
     settings: Settings
     out: Path | None
+    written: Path | None
     validate: tuple[int, Callable[[], float]] | None
     title: str
     world: World
     groups: list[int] | None
+    parameters: Mapping[str, nn.Parameter]
+    shards: Shards | None
 
 
 def _settled(settings: Settings, device: torch.device, world: World) -> Settings:
@@ -125,12 +144,12 @@ def _settled(settings: Settings, device: torch.device, world: World) -> Settings
 
 
 @contextmanager
-def _log(plan: _Plan, device: torch.device) -> Iterator[Callable[[Row], None]]:
+def _log(plan: _Plan) -> Iterator[Callable[[Row], None]]:
     """`metrics_log` of the first process; where it cannot be opened, because of a tracker say, all of them stop."""
     with ExitStack() as stack:
-        with plan.world.all_or_none("opening the log of metrics", device):
+        with plan.world.all_or_none("opening the log of metrics"):
             track = plan.settings.track if plan.world.first else ()
-            log = stack.enter_context(metrics_log(plan.out, plan.start, plan.title, track))
+            log = stack.enter_context(metrics_log(plan.written, plan.start, plan.title, track))
         yield log
 
 
@@ -187,23 +206,47 @@ def _run(
     optimizer: torch.optim.Optimizer,
     log: Callable[[Row], None],
 ) -> None:
-    settings, world, saved = plan.settings, plan.world, time.monotonic()
+    settings, world = plan.settings, plan.world
+    every = SAVE_EVERY_S if settings.save_every_s is None else settings.save_every_s
+    now: list[Any] = []  # the batch that is being learned
+    gradient = _gradient(model, objective, plan, log, now)
+    saved, note = time.monotonic(), _notes(model, objective, settings, log)
+    clip = None if plan.shards is None else partial(plan.shards.clip, world=world.in_step("clipping"))
+    updates = fit(model, plan.steps, _stream(model, examples, plan), gradient, optimizer, settings, clip=clip)
+    shown = bar(plan.title, plan.steps, "steps", shown=world.first)
+    with interruptible(terminable=plan.out is not None) as came, shown as advance:
+        advance(plan.start)
+        try:
+            for step in updates:
+                done = step.number + 1
+                advance(1, note(step))
+                if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
+                    log({"step": done, "validation": plan.validate[1]()})
+                    model.body.train()
+                # After validation: a run that goes on from here does not look back.
+                stopping, saving = _agreed(world, came() if done < plan.steps else 0, time.monotonic() - saved > every)
+                if plan.out and (stopping or saving):
+                    with world.all_or_none("saving a checkpoint"):
+                        tensors = checkpoint.tensors_of(plan.parameters, optimizer, keep=world.first)
+                        if plan.written:
+                            checkpoint.write(plan.written / "checkpoint", done, tensors)
+                    saved = time.monotonic()
+                if stopping:
+                    stop(stopping, done)
+        except Diverged as error:
+            raise divergence.explained(error, model, now, plan.out) from error
+
+
+def _gradient(
+    model: Any, objective: Objective, plan: _Plan, log: Callable[[Row], None], now: list[Any]
+) -> Callable[[Any], torch.Tensor]:
+    """Adds the gradient of a batch to the weights and returns its loss; what is in work is kept in `now`."""
+    settings, world = plan.settings, plan.world
     take: Any = reranker_step if isinstance(model, RERANKERS) else embedder_step
-    stream: Iterator[Any] = (
-        _lists(model, examples, plan)
-        if isinstance(model, RERANKERS)
-        else batches(
-            examples,
-            size=settings.batch_size,
-            steps=plan.steps,
-            negatives=settings.negatives,
-            seed=settings.seed,
-            start=plan.start,
-            groups=plan.groups,
-        )
-    )
+    room = settings.memory.room()  # what one step learns of the memory there is, the next ones know
 
     def gradient(batch: Any) -> torch.Tensor:
+        now[:] = [batch]
         # Dropout of a step depends on the step and the process, not on what was drawn before: a resumed run draws the same.
         torch.manual_seed(generator(settings.seed, "dropout", world.rank, batch.number).getrandbits(62))
         due = settings.report_every and batch.number % settings.report_every == 0
@@ -213,27 +256,48 @@ def _run(
             rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in shares.items()}
             log({"step": batch.number + 1, "gradient": rounded or None})
 
-        return take(model, objective, batch, room, world, watch if due else None)
+        together = world.in_step(f"step {batch.number + 1}")
+        return take(model, objective, batch, room, together, watch if due else None, plan.shards)
 
-    room = settings.memory.room()  # what one step learns of the memory there is, the next ones know
-    updates = fit(model, plan.steps, stream, gradient, optimizer, settings)
-    with interruptible() as pressed, bar(plan.title, plan.steps, "steps", shown=world.first) as advance:
-        advance(plan.start)
-        for step in updates:
-            done = step.number + 1
-            row = step_row(step, settings, model.body.model.device, objective.temperature)
-            log(row)
-            advance(1, in_words(row))
-            if plan.validate and (done % plan.validate[0] == 0 or done == plan.steps):
-                log({"step": done, "validation": plan.validate[1]()})
-                model.body.train()
-            # After validation: a run that goes on from here does not look back.
-            stop = bool(world.sum(torch.tensor(float(pressed()), device=model.body.model.device))) and done < plan.steps
-            if plan.out and (stop or time.monotonic() - saved > SAVE_EVERY_S):
-                checkpoint.save(plan.out / "checkpoint", done, _parameters(model, objective), optimizer)
-                saved = time.monotonic()
-            if stop:
-                raise KeyboardInterrupt
+    return gradient
+
+
+def _notes(model: Any, objective: Objective, settings: Settings, log: Callable[[Row], None]) -> Callable[[Step], str]:
+    """Logs a step, and says it in a few words."""
+    spikes = Spikes()
+
+    def note(step: Step) -> str:
+        if step.skipped:
+            log({"event": "skipped", "step": step.number + 1, "problem": step.skipped})
+            return "left out"
+        row = step_row(step, settings, model.body.model.device, objective.temperature)
+        log(row)
+        if usual := spikes(step.loss):
+            log({"event": "loss spike", "step": step.number + 1, "loss": round(step.loss, 6), "usual": round(usual, 6)})
+        return in_words(row)
+
+    return note
+
+
+def _agreed(world: World, signal: int, due: bool) -> tuple[int, bool]:
+    """The signal that came to any of the processes, and whether it is time to save, as the first says."""
+    said = world.largest(torch.tensor([signal, due and world.first]), "agreeing on what comes next").tolist()
+    return said[0], bool(said[1])
+
+
+def _stream(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
+    settings = plan.settings
+    if isinstance(model, RERANKERS):
+        return _lists(model, examples, plan)
+    return batches(
+        examples,
+        size=settings.batch_size,
+        steps=plan.steps,
+        negatives=settings.negatives,
+        seed=settings.seed,
+        start=plan.start,
+        groups=plan.groups,
+    )
 
 
 def _lists(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
@@ -271,27 +335,3 @@ def _in_any_order(model: ListwiseReranker, example: Example, rng: random.Random)
     while len(kept) > 1 and not model.fits(example.query, [candidate.item for candidate in kept]):
         kept = kept[:-1]  # gold comes first
     return shuffled(replace(example, candidates=kept), rng)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let a step finish when Ctrl-C comes: between steps weights and optimizer belong together, within one they do not.
-
-    Yields a function that says whether Ctrl-C was pressed. A second Ctrl-C stops at once.
-    """
-    pressed = False
-
-    def note(_signal: int, _frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

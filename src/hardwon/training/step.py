@@ -10,23 +10,24 @@ loss of its share of the queries, and the gradients are added up. What comes out
 batch, to rounding; no factor of the number of processes appears anywhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hardwon.distributed import World
-from hardwon.errors import Diverged, ModelError
+from hardwon.errors import Diverged
 from hardwon.losses import GradientReport, Loss, UnusableRows, gradient_report
 from hardwon.models import Embedder, ListwiseReranker, Reranker
 from hardwon.models.body import trainable
-from hardwon.models.memory import Room, attempted
+from hardwon.models.memory import Room
 from hardwon.training.batches import Batch, ListBatch
+from hardwon.training.encoding import Encoding
 from hardwon.training.objective import Objective
+from hardwon.training.sharded import ShardedEncoding, Shards
 
 
 @dataclass(frozen=True)
@@ -51,135 +52,22 @@ class Memory:
 
 Model = Embedder | Reranker | ListwiseReranker
 Watch = Callable[[GradientReport | None], None]
-States = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    rows: list[int]  # of all items
-    output: Tensor  # with a graph if kept, else without
-    kept: bool
-    states: States  # of the generators before the pass, to repeat it
-
-    def dropped(self) -> "_Chunk":
-        """Without its graph."""
-        return replace(self, output=self.output.detach(), kept=False)
-
-
-def _states(device: torch.device) -> States:
-    host = torch.random.get_rng_state()
-    return (host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (host,)
-
-
-def _set_states(states: States, device: torch.device) -> None:
-    torch.random.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """How this process encodes its share of a batch's items.
-
-    Between two collectives of a step no process waits for another, so each may run out of memory and mend it alone.
-    """
-
-    run: Callable[[list[int]], Tensor]
-    name: Callable[[int], str]
-    costs: Sequence[int]
-    room: Room
-    parameters: Sequence[nn.Parameter]
-    device: torch.device
-    world: World
-
-    def forward(self) -> list[_Chunk]:
-        chunks: list[_Chunk] = []
-
-        def encode(rows: list[int]) -> _Chunk:
-            states = _states(self.device)
-            keep = self.room.keep is None or sum(map(self._size, [*(c.rows for c in chunks), rows])) <= self.room.keep
-            try:
-                with torch.set_grad_enabled(keep):
-                    return _Chunk(rows, self.run(rows), keep, states)
-            except BaseException:
-                _set_states(states, self.device)  # what a failed pass drew does not count
-                raise
-
-        def give_up() -> bool:
-            kept = self._kept(chunks)
-            if kept:  # graphs stand in the way: none is kept in the rest of this step, and half as many in later ones
-                self.room.keep = kept // 2
-                chunks[:] = [chunk.dropped() for chunk in chunks]
-            return kept > 0
-
-        for _, chunk in self.room.each(self.world.share(self.costs), self.costs, encode, self.name, give_up):
-            chunks.append(chunk)
-        return chunks
-
-    def gather(self, chunks: Sequence[_Chunk], shape: tuple[int, ...]) -> Tensor:
-        """The outputs of all items, from all processes, in float32 and without a graph."""
-        outputs = torch.zeros((len(self.costs), *shape), dtype=torch.float32, device=self.device)
-        for chunk in chunks:
-            outputs[chunk.rows] = chunk.output.detach().float()
-        return self.world.sum(outputs)  # everyone else's rows are zero
-
-    def backward(self, chunks: list[_Chunk], gradient: Tensor) -> None:
-        """Add the gradient to the weights. A chunk that fails may have added a part of its own, so that all start again."""
-        clean = all(parameter.grad is None for parameter in self.parameters)
-        done = 0
-        while done < len(chunks):
-            if attempted(partial(self._carry, chunks[done], gradient)):
-                done += 1
-                continue
-            if not clean:
-                raise ModelError(
-                    "memory ran out in the middle of a backward pass, and there were gradients of an earlier one, which are "
-                    "spoilt now: clear them with zero_grad(set_to_none=True) and set smaller Memory(chunk_tokens=...)"
-                )
-            for parameter in self.parameters:
-                parameter.grad = None
-            if any(chunk.kept for chunk in chunks[done:]):
-                self.room.keep = self._kept(chunks) // 2
-            else:
-                self.room.shrink(chunks[done].rows, self.costs, self.name)
-            chunks[:] = [part for chunk in chunks for part in self._parts(chunk.dropped())]
-            done = 0
-        self.room.tell(
-            "memory ran out in a training step, which was done in smaller pieces with the same gradient. The training goes on "
-            f"with Memory(chunk_tokens={self.room.tokens}, keep_tokens={self.room.keep}): set that from the start, or "
-            "gradient_checkpointing=True"
-        )
-
-    def _carry(self, chunk: _Chunk, gradient: Tensor) -> None:
-        part = gradient[chunk.rows]
-        if chunk.kept:
-            chunk.output.backward(part.to(chunk.output.dtype))
-            return
-        now = _states(self.device)
-        _set_states(chunk.states, self.device)  # the same dropout as in the first pass
-        try:
-            output = self.run(chunk.rows)
-            output.backward(part.to(output.dtype))
-        finally:
-            _set_states(now, self.device)
-
-    def _parts(self, chunk: _Chunk) -> Iterator[_Chunk]:
-        """The chunk, or smaller ones where there is no room for it."""
-        # Masks of dropout have the shape of a chunk: parts cannot draw them again, and their gradient is that of other masks
-        # than the loss has seen. Without dropout, as is the default of training, the gradient is the same to rounding.
-        for places in self.room.chunks(range(len(chunk.rows)), [self.costs[n] for n in chunk.rows]):
-            yield replace(chunk, rows=[chunk.rows[place] for place in places], output=chunk.output[places])
-
-    def _kept(self, chunks: Sequence[_Chunk]) -> int:
-        return sum(self._size(chunk.rows) for chunk in chunks if chunk.kept)
-
-    def _size(self, rows: Sequence[int]) -> int:
-        return len(rows) * max(self.costs[n] for n in rows)
-
-
-def _encoding(model: Model, inputs: Sequence[Any], memory: Memory | Room, world: World) -> _Encoding:
+def _encoding(
+    model: Model, inputs: Sequence[Any], memory: Memory | Room, world: World, shards: Shards | None
+) -> Encoding | ShardedEncoding:
     of: Any = model  # an embedder's inputs are items, a reranker's pairs of them, or lists
-    return _Encoding(
+    if shards is not None:
+        return ShardedEncoding(
+            lambda rows: shards.whole([inputs[n] for n in rows]),
+            [of.cost(one) for one in inputs],
+            [of.kind(one) for one in inputs],
+            memory.room() if isinstance(memory, Memory) else memory,
+            model.body.model.device,
+            world,
+        )
+    return Encoding(
         lambda rows: of.forward([inputs[n] for n in rows]),
         lambda n: of.name(inputs[n]),
         [of.cost(one) for one in inputs],
@@ -197,6 +85,7 @@ def embedder_step(
     memory: Memory | Room,
     world: World | None = None,
     watch: Watch | None = None,
+    shards: Shards | None = None,
 ) -> Float[Tensor, ""]:
     """Add the gradient of `loss` on all queries x all candidates to the weights; returns the loss.
 
@@ -207,6 +96,7 @@ def embedder_step(
         memory: what may be held; the room of a training, where several steps share it.
         world: the processes that share the work; all of them call this with the same batch.
         watch: told where the gradient goes; None where that cannot be said.
+        shards: where the processes hold a part of the weights each.
 
     Raises:
         Diverged: vectors or a loss that are not finite; no gradient was added.
@@ -216,7 +106,7 @@ def embedder_step(
     world = world or World()
     items = list({item.key: item for item in (*batch.queries, *batch.candidates)}.values())
     place = {item.key: n for n, item in enumerate(items)}
-    encoding = _encoding(model, items, memory, world)
+    encoding = _encoding(model, items, memory, world, shards)
     chunks = encoding.forward()
     vectors = encoding.gather(chunks, (int(model.dim),))
     asked, offered = ([place[item.key] for item in side] for side in (batch.queries, batch.candidates))
@@ -231,7 +121,7 @@ def embedder_step(
         if watch:
             watch(objective.report(vectors, asked, offered, batch.targets.to(vectors.device)))
     encoding.backward(chunks, gradient)
-    _sum_gradients(model, objective, world)
+    _sum_gradients(model, objective, world, shards)
     return value.detach()
 
 
@@ -259,12 +149,13 @@ def reranker_step(
     memory: Memory | Room,
     world: World | None = None,
     watch: Watch | None = None,
+    shards: Shards | None = None,
 ) -> Float[Tensor, ""]:
     """Add the gradient of `loss` on every query's own list to the weights; returns the loss. See `embedder_step`."""
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     world = world or World()
     whole = isinstance(model, ListwiseReranker)
-    encoding = _encoding(model, batch.lists if whole else batch.pairs, memory, world)
+    encoding = _encoding(model, batch.lists if whole else batch.pairs, memory, world, shards)
     chunks = encoding.forward()
     odds = encoding.gather(chunks, (model.listing.window,) if whole else ()).requires_grad_()
     with torch.autocast(odds.device.type, enabled=False):
@@ -284,10 +175,14 @@ def reranker_step(
         if watch:
             watch(gradient_report(objective.loss, scores, targets))
     encoding.backward(chunks, gradient)
-    _sum_gradients(model, objective, world)
+    _sum_gradients(model, objective, world, shards)
     return value.detach()
 
 
-def _sum_gradients(model: Model, objective: Objective, world: World) -> None:
+def _sum_gradients(model: Model, objective: Objective, world: World, shards: Shards | None) -> None:
     own = [objective.log_temperature] if objective.log_temperature is not None else []
+    if shards is not None:  # the others' gradients came along with the backward pass
+        shards.forget_unused(world)
+        world.sum_gradients(own)
+        return
     world.sum_gradients([*trainable(model.module), *own])

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import relative
 
-from hardwon import losses
+from hardwon import distributed, losses
 from hardwon.distributed import World
+from hardwon.errors import RecipeError
 from hardwon.losses.targets import Composable, parts_of
 from hardwon.models import Embedder, Reranker
 
@@ -47,9 +48,9 @@ def alone(models):
 
 
 @pytest.fixture(scope="module")
-def three(models, tmp_path_factory):
-    """By process: gradients of two queries, of which the first process gets none; no graph is kept."""
-    return processes.together(3, tmp_path_factory.mktemp("three"), (processes.steps, *models, 2, 0))
+def four(models, tmp_path_factory):
+    """By process: gradients of two queries, of which two processes get none; no graph is kept."""
+    return processes.together(4, tmp_path_factory.mktemp("four"), (processes.steps, *models, 2, 0))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,8 @@ class TestGradients:
         assert torch.equal(two[0][0][name]["gradient"], two[1][0][name]["gradient"])
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_a_process_without_queries_takes_part(self, three, couple, name):
-        for made in three:
+    def test_of_four_of_which_two_have_no_queries(self, four, couple, name):
+        for made in four:
             check_same(made[0][name], couple[name])
 
     @pytest.mark.parametrize(("name", "plain"), [("rules", "hardness"), ("widths", "hardness"), ("lists, rules", "lists, sum")])
@@ -95,14 +96,24 @@ class TestGradients:
         assert relative(alone[name]["gradient"], alone[plain]["gradient"]) > 1e-2
 
 
-def test_the_others_wait_for_the_long_work_of_the_first(monkeypatch):
-    """torch's own patience is 10 minutes with NCCL: to embed or look at a large training set takes hours."""
+def test_ten_minutes_in_a_step_and_a_day_elsewhere(monkeypatch):
+    """To embed or look at a large training set takes hours; a step does not."""
     told = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **settings: told.update(settings))
+    monkeypatch.setattr(distributed, "_patient", lambda group: None)
+    monkeypatch.delenv("HARDWON_TIMEOUT_S", raising=False)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     World.current()
-    assert told["timeout"] >= datetime.timedelta(hours=12)
+    assert told["timeout"] == datetime.timedelta(minutes=10)
+    assert distributed.PATIENCE >= datetime.timedelta(hours=12)
+    monkeypatch.setenv("HARDWON_TIMEOUT_S", "7.5")
+    World.current()
+    assert told["timeout"] == datetime.timedelta(seconds=7.5)
+    for wrong in ("0", "-1", "ten", "inf"):
+        monkeypatch.setenv("HARDWON_TIMEOUT_S", wrong)
+        with pytest.raises(RecipeError, match="HARDWON_TIMEOUT_S must be a number of seconds"):
+            World.current()
 
 
 class TestRefusals:
