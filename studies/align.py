@@ -18,7 +18,11 @@ def align(model: SmallEmbedder, examples: Sequence[Example], *, steps: int, rate
     """
     features, trunk = model.features, model.module
     pairs = [(features.seen(p).picture, features.seen(t).text) for p, t in described(examples)]
-    optimizer, rng, value = torch.optim.AdamW(trunk.projector.parameters(), lr=rate, weight_decay=0.05), generator(seed, "align"), 0.0
+    optimizer, rng, value = (
+        torch.optim.AdamW(trunk.projector.parameters(), lr=rate, weight_decay=0.05),
+        generator(seed, "align"),
+        0.0,
+    )
     for _ in range(steps):
         rows = rng.sample(pairs, min(BATCH, len(pairs)))
         words = features.texts[[text for _, text in rows]]

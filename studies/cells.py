@@ -17,21 +17,21 @@ from hardwon.evaluation import learn_fusion
 from hardwon.items import Example
 from hardwon.mining import Cyclic, Mining, mine
 from hardwon.models import CachedEncoder
+from hardwon.randomness import generator
 from hardwon.search import Blend
 from hardwon.training import Memory, Objective, Settings
 from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
 from hardwon.training.groups import group
 from hardwon.training.loop import fit, optimizer_for
 from hardwon.training.step import embedder_step, reranker_step
-from hardwon.randomness import generator
 from studies.align import align
 from studies.material import Material
-from studies.mined import read_mined, write_mined
 from studies.measure import Measured, measure, packed
+from studies.mined import read_mined, write_mined
 from studies.oracle import Oracle
-from studies.plan import Entry, MiningRound, Plant, Reranking, Scale, Suite, Training
+from studies.plan import TEACHER, Entry, MiningRound, Plant, Reranking, Scale, Suite, Training
 from studies.plant import planted
-from studies.trunk import SmallEmbedder, SmallReranker
+from studies.trunk import Encoding, Scoring, SmallEmbedder, SmallReranker
 
 KEEP, DEPTH, RERANKED = 2, 24, 10  # negatives mined per query; near misses a reranker learns from; candidates it reads
 # Largest norm of a step's gradient. It is always longer, so that all rows step with gradients of the same norm and what is
@@ -113,16 +113,21 @@ def run_cell(cell: Cell, material: Material) -> dict[str, Any]:
     return row
 
 
-def start(material: Material, seed: int) -> SmallEmbedder:
-    """What every row of a seed begins with."""
-    return SmallEmbedder.new(material.features, seed)
+def start(material: Material, scale: Scale, seed: int) -> SmallEmbedder:
+    """What every row of a seed begins with: the projector is aligned, nothing else is trained."""
+    known = material.starts
+    if (scale.align, seed) not in known:
+        made = SmallEmbedder.new(material.features, seed)
+        align(made, material.train, steps=scale.align, seed=seed)
+        known[scale.align, seed] = made
+    return known[scale.align, seed].copy()
 
 
 def load(cell: Cell, material: Material) -> SmallEmbedder:
     """A trained embedder."""
     from safetensors.torch import load_file
 
-    model = start(material, cell.seed)
+    model = SmallEmbedder.new(material.features, cell.seed)
     model.module.load_state_dict(load_file(cell.weights))
     return model
 
@@ -131,24 +136,22 @@ def _train(cell: Cell, row: Training, material: Material, clock: Clock) -> dict[
     from safetensors.torch import save_file
 
     scale, examples = cell.suite.scale, _examples(cell, row, material)
-    model = start(material, cell.seed)
+    with clock.on("start"):
+        fresh = SmallEmbedder.new(material.features, cell.seed)
+        model = fresh if row.unaligned else start(material, scale, cell.seed)
     with clock.on("prepare"):
-        groups = None
+        groups, grouped = None, 0
         if row.groups:
-            teacher = load(cell.of("infonce"), material)
+            teacher = Encoding(load(cell.of(TEACHER), material))
             groups = group(examples, teacher, row.groups, seed=cell.seed)
-            clock_items = teacher.encoded
-        else:
-            clock_items = 0
+            grouped = teacher.encoded
     with clock.on("train"):
-        if row.align:
-            align(model, examples, steps=scale.align, seed=cell.seed)
         steps = max(round(scale.steps * row.longer), 1)
         done = train(model, examples, row, scale, steps, cell.seed, groups)
     with clock.on("evaluate"):
-        held_out, test = measure(model, material.validation), measure(model, material.test)
+        held_out, test = (measure(Encoding(model), one) for one in (material.validation, material.test))
     save_file({name: value.contiguous() for name, value in model.module.state_dict().items()}, cell.weights)
-    spent = {"training": done.pop("items"), "grouping": clock_items}
+    spent = {"training": done.pop("items"), "grouping": grouped}
     return {"kind": "training", "encodings": spent, "steps": steps} | done | results(held_out, test)
 
 
@@ -222,13 +225,13 @@ def _plant_of(cell: Cell, name: str) -> Plant:
 
 
 def _mine(cell: Cell, entry: MiningRound, material: Material, clock: Clock) -> dict[str, Any]:
-    scale, teacher = cell.suite.scale, load(cell.of("infonce"), material)
+    scale, teacher = cell.suite.scale, Encoding(load(cell.of(TEACHER), material))
     examples = planted(material.train, material.features, entry.plant, cell.seed)
     judge: Any = None
     with clock.on("mine"):
         encoder = CachedEncoder(teacher, None)
         if entry.judge == "reranker":
-            reader = load_reranker(cell.of("judge"), material)
+            reader = Scoring(load_reranker(cell.of("judge"), material))
             judge = Blend.fit(encoder, reader, material.held_out)
         elif entry.judge == "oracle":
             judge = Oracle.of(material.train, material, entry.error, cell.seed)
@@ -239,7 +242,7 @@ def _mine(cell: Cell, entry: MiningRound, material: Material, clock: Clock) -> d
             selector=Cyclic(2),
             queries=scale.mined,
             rest=True,
-            min_auc=0.0 if entry.judge == "oracle" else 0.5,
+            min_auc=0.0,  # whether a judge is any good is what is asked here
             seed=cell.seed,
         )
         mined = mine(examples, encoder, judge, settings=settings)
@@ -253,7 +256,7 @@ def load_reranker(cell: Cell, material: Material) -> SmallReranker:
     """A trained reranker."""
     from safetensors.torch import load_file
 
-    model = SmallReranker.start_from(start(material, cell.seed), cell.seed)
+    model = SmallReranker.start_from(SmallEmbedder.new(material.features, cell.seed), cell.seed)
     model.module.load_state_dict(load_file(cell.weights))
     return model
 
@@ -262,22 +265,23 @@ def _rerank(cell: Cell, row: Reranking, material: Material, clock: Clock) -> dic
     from safetensors.torch import save_file
 
     scale, embedder = cell.suite.scale, load(cell.of(row.base), material)
+    encoder = Encoding(embedder)
     some = tuple(e for e in material.train if not row.sources or e.source in row.sources)
     with clock.on("mine"):
-        near = mine(some, embedder, settings=Mining(depth=DEPTH, keep=8, skip=1, selector=Cyclic(2), seed=cell.seed)).examples
+        near = mine(some, encoder, settings=Mining(depth=DEPTH, keep=8, skip=1, selector=Cyclic(2), seed=cell.seed)).examples
     model = SmallReranker.start_from(embedder, cell.seed)
     steps = scale.judge_steps if row.judge else scale.reranker_steps
     with clock.on("train"):
         loss = train_reranker(model, near, row, steps, scale, cell.seed)
     save_file({name: value.contiguous() for name, value in model.module.state_dict().items()}, cell.weights)
-    spent = {"mining": embedder.encoded, "training": loss["pairs"]}
+    spent = {"mining": encoder.encoded, "training": loss["pairs"]}
     made: dict[str, Any] = {"kind": "reranking", "steps": steps, "loss": loss["loss"], "encodings": spent}
     if row.judge:
         return made
     with clock.on("gate"):
-        learned = learn_fusion(embedder, model, material.validation, depth=RERANKED)
+        learned = learn_fusion(encoder, Scoring(model), material.validation, depth=RERANKED)
     with clock.on("evaluate"):
-        held_out, test = measure(embedder, material.validation, learned.fused), measure(embedder, material.test, learned.fused)
+        held_out, test = (measure(encoder, one, learned.fused) for one in (material.validation, material.test))
     gates = [[k.instruction, k.weight, round(k.gain.mean, 4), k.passes] for k in learned.fused.gate.kinds]  # type: ignore[union-attr]
     return made | {"gates": gates, "read": test.pairs} | results(held_out, test)
 
@@ -286,7 +290,9 @@ def train_reranker(
     model: SmallReranker, near: Sequence[Example], row: Reranking, steps: int, scale: Scale, seed: int
 ) -> Mapping[str, Any]:
     """The library's lists, step and loop: 4 near misses and one stranger beside each gold."""
-    settings = Settings(32, negatives=4, random_negatives=2, learning_rate=scale.rate / 2, warmup=0.05, precision="auto", seed=seed)
+    settings = Settings(
+        32, negatives=4, random_negatives=2, learning_rate=scale.rate / 2, warmup=0.05, precision="auto", seed=seed
+    )
     optimizer, objective, room = optimizer_for(model.module, settings), Objective(row.loss), ROOM.room()
     pairs, losses = 0, []
     take = lambda batch: reranker_step(model, objective, batch, room)  # type: ignore[arg-type]  # noqa: E731

@@ -101,7 +101,9 @@ def thin_example(example: Example) -> Example:
     """An example of thin items; what it calls related are hashes of contents, which are others now."""
     if example.related:
         raise ValueError("an example with related contents cannot be made thin: the hashes of its contents change")
-    return replace(example, query=thin(example.query), candidates=tuple(replace(c, item=thin(c.item)) for c in example.candidates))
+    return replace(
+        example, query=thin(example.query), candidates=tuple(replace(c, item=thin(c.item)) for c in example.candidates)
+    )
 
 
 def named(item: Item) -> str:

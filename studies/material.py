@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hardwon.artifacts import write_json
@@ -12,6 +12,7 @@ from hardwon.data.emoji import Size, build
 from hardwon.evaluation import Benchmark, benchmark_of, load_benchmark
 from hardwon.items import Example, Item, read_examples
 from studies.features import Features, items_of, look, thin, thin_example
+from studies.trunk import SmallEmbedder
 
 MADE = "made.json"  # written last: what is there is whole
 VALIDATION = 300  # queries per source at most
@@ -28,6 +29,7 @@ class Material:
         validation: the held-out pairs as a benchmark: whatever is chosen is chosen on it.
         features: see there.
         folder: where it lies.
+        starts: what trainings begin with, by steps of the alignment and seed; made when it is first asked for.
     """
 
     train: tuple[Example, ...]
@@ -36,6 +38,7 @@ class Material:
     validation: Benchmark
     features: Features
     folder: Path
+    starts: dict[tuple[int, int], SmallEmbedder] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, folder: Path) -> "Material":

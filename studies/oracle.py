@@ -1,4 +1,4 @@
-"""A judge that knows: the annotations say of every candidate whether it belongs, and a share of what it says can be made wrong."""
+"""A judge that knows: annotations say of every candidate whether it belongs; a share of the answers can be made wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

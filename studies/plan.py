@@ -26,7 +26,7 @@ class Scale:
         reranker_steps: updates of a reranker that is evaluated.
         mined: examples that negatives are mined for; all if None.
         depth: candidates that the judge reads for each.
-        align: updates of the projector alone before a training that asks for them.
+        align: updates of the projector alone, with which every row begins; see `studies.align`.
     """
 
     size: Size
@@ -36,8 +36,8 @@ class Scale:
     judge_steps: int = 150
     reranker_steps: int = 200
     mined: int | None = None
-    depth: int = 5
-    align: int = 100
+    depth: int = 4
+    align: int = 150
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Training:
         rules: take candidates out of the comparison.
         pace: times the scale's learning rate.
         longer: times the scale's steps.
-        align: begin with the projector alone.
+        unaligned: begin with a random projector.
         average: of the weights over the last so large a share of the steps; 0 for the last ones.
         plant: damage to the data.
     """
@@ -89,7 +89,7 @@ class Training:
     rules: FalseNegatives | None = None
     pace: float = 1.0
     longer: float = 1.0
-    align: bool = False
+    unaligned: bool = False
     average: float = 0.0
     plant: Plant = field(default_factory=Plant)
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ from hardwon.progress import bar
 from studies.cells import Cell, run_cell
 from studies.material import Material, prepare
 from studies.plan import Suite
-
-_material: Material | None = None  # of a worker process: loaded once, used by all of its cells
 
 
 def study(
@@ -74,18 +73,18 @@ def note(folder: Path, suite: Suite, prepared: dict[str, float], missing: int) -
 def _work(left: list[Cell], done: set[tuple[str, int]], material: Path, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Cells as they are done, each after what it needs; within that in the order of the plan."""
     if not workers:
-        _begin(str(material))
+        _begin()
         for cell in left:
-            yield cell, _cell(cell)
+            yield cell, _cell(cell, str(material))
         return
     under_way: dict[Future, Cell] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(str(material),))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         while left or under_way:
             for cell in [c for c in left if all((name, c.seed) in done for name in c.suite.entry(c.entry).needs)]:
                 if len(under_way) < workers:
                     left.remove(cell)
-                    under_way[pool.submit(_cell, cell)] = cell
+                    under_way[pool.submit(_cell, cell, str(material))] = cell
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 cell = under_way.pop(future)
                 yield cell, future.result()
@@ -100,14 +99,17 @@ def said(row: dict[str, Any]) -> str:
     return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"
 
 
-def _begin(material: str) -> None:
+def _begin() -> None:
     import torch
 
     torch.set_num_threads(1)
-    global _material
-    _material = Material.load(Path(material))
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
-    assert _material is not None
-    return run_cell(cell, _material)
+@cache
+def _material(folder: str) -> Material:
+    """Loaded once by each process, and used by all of its cells."""
+    return Material.load(Path(folder))
+
+
+def _cell(cell: Cell, material: str) -> dict[str, Any]:
+    return run_cell(cell, _material(material))

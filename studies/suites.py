@@ -70,18 +70,11 @@ def mined() -> tuple[Entry, ...]:
 
 def recipes() -> tuple[Entry, ...]:
     """What might win: ideas put together, at the same encodings and steps."""
+    both = InfoNCE(T, symmetric=True)
     return (
-        Training("align", "projector first, InfoNCE", "recipes", PLAIN, align=True),
-        Training("averaged", "weights averaged, InfoNCE", "recipes", PLAIN, average=0.3),
-        Training(
-            "best",
-            "projector first, groups, averaged",
-            "recipes",
-            PLAIN,
-            align=True,
-            average=0.3,
-            groups=Groups(),
-        ),
+        Training("scratch", "InfoNCE, projector not aligned", "recipes", PLAIN, unaligned=True),
+        Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
+        Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="symmetric"),
     )
 
 

@@ -165,7 +165,9 @@ def before(results: Results, entry: Training | Reranking, seeds: Sequence[int]) 
 
 def shown(results: Results) -> Table:
     """For people."""
-    table = Table(title=f"P@1 in per cent; differences in points with 95 % intervals over seeds and queries ({results.suite.name})")
+    table = Table(
+        title=f"P@1 in per cent; differences in points with 95 % intervals over seeds and queries ({results.suite.name})"
+    )
     headings = ("row", "seeds", "validation", "all", "ind", "ood", "over InfoNCE", "over its control", "gap", "cost", "CPU s")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=True)

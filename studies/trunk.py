@@ -1,7 +1,7 @@
 """What is trained in the studies: a small transformer behind the frozen parts, for an embedder and for a reranker.
 
-Both offer what the library's own batches, step and loop ask of a model (`forward`, `cost`, `name`, `module`, `body`), so what is
-compared is the library's code from the batch to the optimizer; only the encoding of an item is the study's.
+Both offer what the library's own batches, step and loop ask of a model (`forward`, `cost`, `name`, `module`, `body`), so that
+what is compared is the library's code from the batch to the optimizer; only the encoding of an item is the study's.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hardwon.artifacts import fingerprint
 from hardwon.items import Item
-from hardwon.models import Embedder, Reranker
+from hardwon.models import Embedder, Pair, Reranker
 from hardwon.models.vision import digest
 from studies.features import QUARTERS, WIDTH, Features, Seen
 
@@ -44,6 +44,7 @@ class Layer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, summary: Float[Tensor, "n w"], tokens: Float[Tensor, "n t w"]) -> Float[Tensor, "n w"]:
+        """The summary after one more look at the tokens."""
         n, t, w = tokens.shape
         asked = self.ask(self.before(summary)).reshape(n, HEADS, 1, w // HEADS)
         keys, values = self.offer(tokens).reshape(n, t, 2, HEADS, w // HEADS).permute(2, 0, 3, 1, 4)
@@ -133,7 +134,6 @@ class SmallEmbedder(Embedder):
         self.dim = trunk.out.out_features
         trunk.device = torch.device("cpu")  # type: ignore[assignment]
         self.body: Any = Body(trunk)
-        self.encoded = 0
 
     @classmethod
     def new(cls, features: Features, seed: int, layers: int = LAYERS) -> "SmallEmbedder":
@@ -173,16 +173,6 @@ class SmallEmbedder(Embedder):
 
         return by_parts([self.features.seen(item) for item in items], run, parts_of)
 
-    @torch.no_grad()
-    def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
-        """Unit vectors [n d], float32; identical items once."""
-        keys = list(dict.fromkeys(items))
-        self.encoded += len(keys)
-        parts = [self.forward(keys[n : n + _ROWS]) for n in range(0, len(keys), _ROWS)]
-        vectors = torch.cat(parts).numpy() if parts else np.zeros((0, self.dim), dtype=np.float32)
-        place = {item: n for n, item in enumerate(keys)}
-        return vectors[[place[item] for item in items]]
-
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """There is no dropout."""
@@ -202,7 +192,6 @@ class SmallReranker(Reranker):
         self.parts = nn.ModuleDict({"trunk": trunk, "head": head})
         self.parts.device = torch.device("cpu")  # type: ignore[assignment]
         self.body: Any = Body(self.parts)
-        self.scored = 0
 
     @classmethod
     def start_from(cls, embedder: SmallEmbedder, seed: int) -> "SmallReranker":
@@ -242,9 +231,46 @@ class SmallReranker(Reranker):
         rows = [(self.features.seen(query), self.features.seen(item)) for query, item in pairs]
         return by_parts(rows, run, lambda row: (parts_of(row[0]), parts_of(row[1])))
 
+
+class Encoding:
+    """A trained embedder as an `Encoder`: no `Embedder`, so nobody wants to look at the pictures of thin items.
+
+    Attributes:
+        model: encodes.
+        fingerprint: of its weights as they are now.
+        dim: width of a vector.
+        encoded: distinct items so far.
+    """
+
+    def __init__(self, model: SmallEmbedder):
+        self.model, self.fingerprint, self.dim, self.encoded = model, model.fingerprint, model.dim, 0
+
     @torch.no_grad()
-    def score_pairs(self, pairs: Sequence[tuple[Item, Item]], *, progress: str = "") -> np.ndarray:
+    def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
+        """Unit vectors [n d], float32; identical items once."""
+        keys = list(dict.fromkeys(items))
+        self.encoded += len(keys)
+        parts = [self.model.forward(keys[n : n + _ROWS]) for n in range(0, len(keys), _ROWS)]
+        vectors = torch.cat(parts).numpy() if parts else np.zeros((0, self.dim), dtype=np.float32)
+        place = {item: n for n, item in enumerate(keys)}
+        return vectors[[place[item] for item in items]]
+
+
+class Scoring:
+    """A trained reranker as a `Scorer`.
+
+    Attributes:
+        model: scores.
+        fingerprint: of its weights as they are now.
+        scored: pairs so far.
+    """
+
+    def __init__(self, model: SmallReranker):
+        self.model, self.fingerprint, self.scored = model, model.fingerprint, 0
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
         """Log-odds, [n], float32."""
         self.scored += len(pairs)
-        parts = [self.forward(pairs[n : n + _ROWS]) for n in range(0, len(pairs), _ROWS)]
+        parts = [self.model.forward(pairs[n : n + _ROWS]) for n in range(0, len(pairs), _ROWS)]
         return torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)

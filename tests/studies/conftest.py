@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-
 import tiny
 
 
@@ -34,7 +33,6 @@ def studied(tmp_path_factory, tiny_vlm):
     from hardwon.evaluation import benchmark_of, write_benchmark
     from hardwon.items import write_examples
     from hardwon.models import Embedder
-
     from studies.features import items_of, look
     from studies.run import material_of
     from studies.suites import tiny as suite

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-ONE_OF_EACH = ("llave", "topk", "align", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint")
+ONE_OF_EACH = ("llave", "topk", "scratch", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint")
 
 
 def quiet(*_):
@@ -61,16 +61,15 @@ def test_rows_of_a_seed_begin_alike_and_see_the_same_batches(material):
     import torch
 
     from hardwon.losses import InfoNCE
-
     from studies.cells import start, train
     from studies.plan import Training
     from studies.suites import TINY
 
-    one, other = (start(material, 3).module.state_dict() for _ in range(2))
+    one, other = (start(material, TINY, 3).module.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not torch.equal(one["projector.0.weight"], start(material, 4).module.state_dict()["projector.0.weight"])
+    assert not torch.equal(one["projector.0.weight"], start(material, TINY, 4).module.state_dict()["projector.0.weight"])
     row = Training("a", "a", "a", InfoNCE(0.03))
-    losses = [train(start(material, 3), material.train, row, TINY, 3, 3)["loss"] for _ in range(2)]
+    losses = [train(start(material, TINY, 3), material.train, row, TINY, 3, 3)["loss"] for _ in range(2)]
     assert losses[0] == losses[1]
 
 
@@ -141,7 +140,6 @@ def test_gap_by_hand():
     from hardwon.evaluation import Task
     from hardwon.evaluation.ranking import Ready
     from hardwon.items import Item
-
     from studies.measure import gap
 
     corpus = np.array([[1.0, 0], [0.8, 0.6], [0, 1.0], [-1.0, 0]])

@@ -51,7 +51,9 @@ def test_control_weighs_negatives_as_its_row_does(name, scores, targets):
     # Two negatives on either side of the positive: how fast their weights part is what the control was matched in.
     near = torch.tensor([[0.5, 0.5 + 1e-4, 0.5 - 1e-4]], dtype=torch.float64)
     known = type(targets).of_gold(torch.tensor([[True, False, False]]))
-    ratios = [float(torch.log(g[0, 1] / g[0, 2])) for g in (slope_of(r.loss, near, known) for r in (row, suite.entry(row.control)))]
+    ratios = [
+        float(torch.log(g[0, 1] / g[0, 2])) for g in (slope_of(r.loss, near, known) for r in (row, suite.entry(row.control)))
+    ]
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-3)
 
 
@@ -74,7 +76,7 @@ def test_every_step_has_the_same_norm(name, material, monkeypatch):
     examples = material.train
     if name == "aligned-alone":
         examples = graded(examples)
-    done = cells.train(cells.start(material, 0), examples, row, TINY, 3, 0)
+    done = cells.train(cells.start(material, TINY, 0), examples, row, TINY, 3, 0)
     assert done["clipped"] == 1.0
     assert norms == pytest.approx([cells.CLIP] * 3, rel=1e-4)
 
