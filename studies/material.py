@@ -15,7 +15,7 @@ from studies.features import Features, items_of, look, thin, thin_example
 from studies.trunk import SmallEmbedder
 
 MADE = "made.json"  # written last: what is there is whole
-VALIDATION = 300  # queries per source at most
+VALIDATION = 150  # queries per source at most
 
 
 @dataclass

@@ -1,11 +1,11 @@
 """docs/studies.md from the results that are kept in studies/results."""
 
-import json
 from pathlib import Path
 
 from studies import charts
 from studies.plan import TEACHER
 from studies.table import Line, Results, lines, load, points, total
+from studies.verdict import verdict
 
 WORDS = Path(__file__).parent / "words"  # what a person wrote about the numbers
 
@@ -15,15 +15,15 @@ def write(results: Path, docs: Path) -> None:
     small = load(results, "small")
     charts.differences(small, docs / "studies-rows.svg")
     charts.gaps(small, docs / "studies-gap.svg")
-    parts = [said("intro"), machine(results, small), said("regime"), "## The table\n", table(small)]
+    parts = [said("intro"), machine(small), verdict(small), said("regime"), "## The table\n", table(small)]
     parts += ["![Every row's difference to InfoNCE](studies-rows.svg)\n", said("table")]
-    parts += ["## By kind of task\n", kinds(small), "![Gap and P@1](studies-gap.svg)\n", said("gap")]
+    parts += ["## By kind of task\n", kinds(small), said("gap"), "![Gap and P@1](studies-gap.svg)\n"]
     if (results / "sensitivity.json").is_file():
         found = load(results, "sensitivity")
         families = [f for f in dict.fromkeys(e.family for e in found.suite.rows) if f != "baseline"]
         charts.sensitivities(found, docs / "studies-sensitivity.svg", families)
         parts += ["## Sensitivities\n", "![One thing at a time](studies-sensitivity.svg)\n", sensitivity(found)]
-    parts += [said("sensitivity"), said("recommendation"), said("again")]
+    parts += [said("again")]
     (docs / "studies.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -32,17 +32,15 @@ def said(name: str) -> str:
     return (WORDS / f"{name}.md").read_text(encoding="utf-8")
 
 
-def machine(results: Path, small: Results) -> str:
-    """What it ran on and how long it took; both clocks, since a loaded machine stretches one of them."""
-    spent, cells = total(small), len(small.cells)
-    seeds = len({seed for _, seed in small.cells})
-    file = results / "small-run.json"
-    run = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    told = f"{cells} cells, {seeds} seeds, {spent['cpu']:.0f} processor seconds in all"
-    told += f": {spent['cpu'] / 120:.0f} minutes on two idle cores"
-    prepared = f", after {run['prepared cpu'] / 120:.1f} minutes for the data and their features" if run else ""
-    wall = f" This run shared its two cores with other work and took {run['wall minutes']:.0f} minutes." if run else ""
-    return f"*{told}{prepared}.{wall}*\n"
+def machine(small: Results) -> str:
+    """How long it took by both clocks, since a loaded machine stretches one of them."""
+    spent, seeds = total(small), len({seed for _, seed in small.cells})
+    told = (
+        f"{len(small.cells)} cells of {seeds} seeds took {spent['cpu']:.0f} processor seconds: {spent['cpu'] / 120:.0f} minutes"
+    )
+    told += " on two idle cores, beside two minutes for the data and their features."
+    shared = f"The run on this page shared its cores with others: its cells waited {spent['seconds'] / 60:.0f} minutes in all"
+    return f"*{told} {shared}.*\n"
 
 
 def table(results: Results) -> str:
