@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hardwon.errors import HardwonError
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> int:
     run = verbs.add_parser("run", help="train and measure what is missing; a run that was stopped goes on")
     run.add_argument("--suite", default="small")
     run.add_argument("--out", type=Path, default=Path("runs/studies"))
+    run.add_argument("--backbone", default="", help="of --suite gpu: a folder or name that Embedder.load takes")
     run.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows, their controls and what they need")
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--first", type=int, default=0, help="first seed")
@@ -47,11 +49,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(asked: argparse.Namespace) -> int:
+    from studies.language import smollm
     from studies.run import study
-    from studies.suites import suite_of
+    from studies.suites import SMOLLM, suite_of
     from studies.table import keep, load, shown
 
     suite = suite_of(asked.suite)
+    if asked.backbone:
+        suite = replace(suite, backbone=asked.backbone)
+    elif suite.backbone == SMOLLM:
+        suite = replace(suite, backbone=str(smollm(asked.out / SMOLLM, None, console().print)))
     if asked.only:
         suite = suite.only(asked.only)
     seeds = range(asked.first, asked.first + asked.seeds)

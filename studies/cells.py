@@ -25,6 +25,7 @@ from hardwon.training.groups import group
 from hardwon.training.loop import fit, optimizer_for
 from hardwon.training.step import embedder_step, reranker_step
 from studies.align import align
+from studies.language import trained
 from studies.material import Material
 from studies.measure import Measured, measure, packed
 from studies.mined import read_mined, write_mined
@@ -36,7 +37,7 @@ from studies.trunk import Encoding, Scoring, SmallEmbedder, SmallReranker
 KEEP, DEPTH, RERANKED = 2, 24, 10  # negatives mined per query; near misses a reranker learns from; candidates it reads
 # Largest norm of a step's gradient. It is always longer, so that all rows step with gradients of the same norm and what is
 # compared is their direction; each cell says in which share of its steps that was so.
-CLIP = 0.3
+CLIP = 0.02
 ROOM = Memory(chunk_tokens=1 << 20)
 
 
@@ -71,7 +72,7 @@ class Cell:
         """Everything the result depends on, but the code: a result made from something else is made anew."""
         entry = self.suite.entry(self.entry)
         needed = [self.of(name).made_from for name in entry.needs]
-        return fingerprint([repr(entry), repr(self.suite.scale), self.seed, needed])
+        return fingerprint([repr(entry), repr(self.suite.scale), self.suite.backbone, self.seed, needed])
 
     def of(self, name: str) -> "Cell":
         """Another entry for the same seed."""
@@ -100,7 +101,7 @@ def run_cell(cell: Cell, material: Material) -> dict[str, Any]:
     cell.weights.parent.mkdir(parents=True, exist_ok=True)
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(entry, Training):
-        made = _train(cell, entry, material, clock)
+        made = (_train_whole if cell.suite.backbone else _train)(cell, entry, material, clock)
     elif isinstance(entry, MiningRound):
         made = _mine(cell, entry, material, clock)
     else:
@@ -153,6 +154,16 @@ def _train(cell: Cell, row: Training, material: Material, clock: Clock) -> dict[
     save_file({name: value.contiguous() for name, value in model.module.state_dict().items()}, cell.weights)
     spent = {"training": done.pop("items"), "grouping": grouped}
     return {"kind": "training", "encodings": spent, "steps": steps} | done | results(held_out, test)
+
+
+def _train_whole(cell: Cell, row: Training, material: Material, clock: Clock) -> dict[str, Any]:
+    with clock.on("train"):
+        model, done = trained(cell.suite.backbone, row, cell.suite.scale, material, cell.seed, cell.weights)
+    with clock.on("evaluate"):
+        held_out, test = (measure(model, one) for one in (material.validation, material.test))
+    model.save(cell.weights / "model")
+    steps = round(cell.suite.scale.steps * row.longer)
+    return {"kind": "training", "encodings": {"training": done.pop("items")}, "steps": steps} | done | results(held_out, test)
 
 
 def results(held_out: Measured, test: Measured) -> dict[str, Any]:

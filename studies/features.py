@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hardwon.artifacts import write_json
 from hardwon.items import Example, Item, picture_key
+from hardwon.mining.judging import INJECTED
 
 QUARTERS, WIDTH = 4, 256
 PICTURES, TEXTS = "pictures.safetensors", "texts.safetensors"
@@ -61,7 +62,15 @@ class Features:
         return self._known[item]
 
     def _row(self, text: str) -> int:
-        return self.text_rows[text] if text else -1
+        if not text:
+            return -1
+        # Whether a judge obeys what a candidate says is asked by mining; frozen parts that have read neither cannot.
+        return self.text_rows[text if text in self.text_rows else text.removeprefix(INJECTED).strip()]
+
+    @classmethod
+    def none(cls) -> "Features":
+        """Of nothing: where a whole model reads the items themselves."""
+        return cls(torch.zeros(0, QUARTERS, WIDTH), torch.zeros(0, WIDTH), {}, {})
 
     def same_text(self, text: str, as_other: str) -> None:
         """A text that reads like another."""

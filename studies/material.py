@@ -41,9 +41,13 @@ class Material:
     starts: dict[tuple[int, int], SmallEmbedder] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, folder: Path) -> "Material":
-        """What `prepare` made."""
+    def load(cls, folder: Path, *, thinned: bool = True) -> "Material":
+        """What `prepare` made; with real pictures and no features if it is not thinned."""
         data = folder / "data"
+        if not thinned:
+            train, held_out = (tuple(read_examples(data / f"{name}.jsonl")) for name in ("train", "val"))
+            validation = benchmark_of(held_out, "held-out pairs", most=VALIDATION)
+            return cls(train, held_out, load_benchmark(str(data / "mmeb-small")), validation, Features.none(), folder)
         train, held_out = (tuple(map(thin_example, read_examples(data / f"{name}.jsonl"))) for name in ("train", "val"))
         validation = benchmark_of(held_out, "held-out pairs", most=VALIDATION)
         test = load_benchmark(str(data / "mmeb-small"))

@@ -1,7 +1,7 @@
 """What a study consists of: trainings, mining, rerankers; each once for every seed. A plan is data; `studies.cells` does it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hardwon.data.emoji import Size
@@ -169,12 +169,14 @@ class Suite:
         scale: see there.
         entries: in the order of the table.
         what: one line about it.
+        backbone: folder or name of a model that is trained whole (`studies.language`); the small one if empty.
     """
 
     name: str
     scale: Scale
     entries: tuple[Entry, ...]
     what: str = ""
+    backbone: str = ""
 
     def entry(self, name: str) -> Entry:
         """By name. Raises RecipeError if there is none."""
@@ -193,7 +195,7 @@ class Suite:
                 wanted.add(name)
                 entry = self.entry(name)
                 left += [*entry.needs, *([entry.control] if getattr(entry, "control", "") else [])]
-        return Suite(self.name, self.scale, tuple(one for one in self.entries if one.name in wanted), self.what)
+        return replace(self, entries=tuple(one for one in self.entries if one.name in wanted))
 
     @property
     def rows(self) -> tuple[Training | Reranking, ...]:

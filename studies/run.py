@@ -55,7 +55,7 @@ def material_of(suite: Suite) -> str:
 
 def finished(cell: Cell) -> dict[str, Any] | None:
     """The result of a cell, if it is there and made from the same."""
-    if not cell.file.is_file() or not cell.weights.is_file():
+    if not cell.file.is_file() or not cell.weights.exists():
         return None
     row = json.loads(cell.file.read_text(encoding="utf-8"))
     return row if row["made from"] == cell.made_from else None
@@ -106,10 +106,10 @@ def _begin() -> None:
 
 
 @cache
-def _material(folder: str) -> Material:
+def _material(folder: str, thinned: bool) -> Material:
     """Loaded once by each process, and used by all of its cells."""
-    return Material.load(Path(folder))
+    return Material.load(Path(folder), thinned=thinned)
 
 
 def _cell(cell: Cell, material: str) -> dict[str, Any]:
-    return run_cell(cell, _material(material))
+    return run_cell(cell, _material(material, not cell.suite.backbone))

@@ -15,8 +15,9 @@ ALPHA = 9.0  # of the LLaVE paper
 KINDS: tuple[tuple[str, Kind], ...] = (("ega-R2", "amplify"), ("ega-R3", "hinge"))
 TARGETED = ("skin_tone", "composed")  # what recipes/reranker.py trains its reranker on
 PLAIN = InfoNCE(T)
+SMOLLM = "smollm2-135m"  # made from assets; any other backbone is a folder or a name
 
-SMALL = Scale(Size(collages=600, queries=200), steps=120, encodings=128, judge_steps=100, reranker_steps=120)
+SMALL = Scale(Size(collages=600, queries=200), steps=240, encodings=128, judge_steps=100, reranker_steps=120)
 TINY = Scale(Size(collages=20, queries=20, concepts=60), steps=4, encodings=32, judge_steps=2, reranker_steps=2, align=2)
 
 
@@ -183,7 +184,22 @@ def damage() -> tuple[Entry, ...]:
     return tuple(rows)
 
 
-SUITES = {"small": small, "sensitivity": sensitivity, "tiny": tiny}
+def large() -> Suite:
+    """Twice the collages and five times the steps: hours on two cores."""
+    made = small()
+    scale = replace(SMALL, size=Size(collages=1200, queries=400), steps=600, judge_steps=300, reranker_steps=400, align=400)
+    return replace(made, name="large", scale=scale, what="the same rows, trained longer on more")
+
+
+def gpu() -> Suite:
+    """In-batch rows on a language model of 100 million weights and more; nothing is frozen but the vision tower."""
+    scale = Scale(Size(collages=1200, queries=400), steps=600, encodings=512, rate=1e-4, align=400)
+    rows = [e for e in (*hardness(), *mined(), *recipes()) if isinstance(e, Training) and not e.mined and not e.average]
+    own = tuple(replace(row, groups=None) for row in rows if row.name not in ("half-batch", "groups"))
+    return Suite("gpu", scale, own, "in-batch rows on a language model", backbone=SMOLLM)
+
+
+SUITES = {"small": small, "sensitivity": sensitivity, "large": large, "gpu": gpu, "tiny": tiny}
 
 
 def suite_of(name: str) -> Suite:

@@ -48,8 +48,8 @@ def test_control_weighs_negatives_as_its_row_does(name, scores, targets):
         shares = [grad.masked_fill(~off, 0) / grad.masked_fill(~off, 0).sum(dim=1, keepdim=True) for grad in (one, other)]
         torch.testing.assert_close(*shares)
         return
-    # Two negatives on either side of the positive: how fast their weights part is what the control was matched in.
-    near = torch.tensor([[0.5, 0.5 + 1e-4, 0.5 - 1e-4]], dtype=torch.float64)
+    # Two negatives just below the positive: how fast their weights part is what the control was matched in.
+    near = torch.tensor([[0.5, 0.5 - 1e-5, 0.5 - 2e-5]], dtype=torch.float64)
     known = type(targets).of_gold(torch.tensor([[True, False, False]]))
     ratios = [
         float(torch.log(g[0, 1] / g[0, 2])) for g in (slope_of(r.loss, near, known) for r in (row, suite.entry(row.control)))
