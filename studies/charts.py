@@ -1,0 +1,103 @@
+"""Plots of a study; altair and vl-convert-python draw them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from studies.table import Line, Results, lines, versus
+
+# Colours of middle lightness: the pictures have no background, and pages are white or black.
+INK, RULE, ZERO = "#737a82", "#9aa0a633", "#9aa0a6"
+COLOURS = {
+    "baseline": "#8a9199",
+    "controls": "#8a9199",
+    "hardness": "#2f81c7",
+    "amplified": "#d9622b",
+    "selection": "#b06ab3",
+    "mining": "#2a9d76",
+    "recipes": "#c99a1b",
+    "reranking": "#c2486b",
+}
+
+
+def differences(results: Results, file: Path) -> None:
+    """Every row's difference to the baseline with its interval, and the seeds as points."""
+    import altair as alt
+
+    rows = []
+    for line in lines(results):
+        if line.gained is not None:
+            rows.append(_bar(line.entry.title, line.entry.family, line.gained))
+    order = [row["row"] for row in rows]
+    data = alt.Data(values=rows)
+    seeds = alt.Data(values=[{"row": row["row"], "family": row["family"], "seed": v} for row in rows for v in row["seeds"]])
+    y = alt.Y("row:N", sort=order, title=None)
+    colour = alt.Color("family:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None)
+    x = alt.X("low:Q", title="points of P@1 over InfoNCE, mean of 19 data sets (95 % over seeds and queries; ticks: seeds)")
+    chart = (
+        alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=ZERO).encode(x="zero:Q")
+        + alt.Chart(data).mark_rule(size=3, opacity=0.55).encode(y=y, x=x, x2="high:Q", color=colour)
+        + alt.Chart(seeds).mark_tick(thickness=1.5, size=10, opacity=0.8).encode(y=y, x="seed:Q", color=colour)
+        + alt.Chart(data).mark_point(filled=True, size=65, opacity=1).encode(y=y, x="mean:Q", color=colour)
+    )
+    save(chart.properties(width=520, height=19 * len(rows)), file)
+
+
+def _bar(title: str, family: str, value: Any) -> dict[str, Any]:
+    low, mean, high = (round(100 * v, 2) for v in (value.low, value.mean, value.high))
+    return {"row": title, "family": family, "low": low, "mean": mean, "high": high, "seeds": [100 * s for s in value.seeds]}
+
+
+def gaps(results: Results, file: Path) -> None:
+    """LLaVE's figure: the gap between positive and nearest negatives, against what it is good for."""
+    import altair as alt
+
+    found = [line for line in lines(results) if line.entry.family != "reranking"]
+    rows = [_point(line) for line in found]
+    points = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("gap:Q", title="cosine of the positive less mean of the five nearest negatives", scale=alt.Scale(zero=False)),
+        y=alt.Y("p1:Q", title="P@1, mean of 19 data sets, %", scale=alt.Scale(zero=False)),
+        color=alt.Color("family:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), title=None),
+    )
+    names = points.mark_text(align="left", dx=7, fontSize=10).encode(text="row:N")
+    save((points.mark_point(filled=True, size=70) + names).properties(width=560, height=360), file)
+
+
+def _point(line: Line) -> dict[str, Any]:
+    return {
+        "row": line.entry.name,
+        "family": line.entry.family,
+        "gap": round(line.gap, 4),
+        "p1": round(100 * line.means["all"], 2),
+    }
+
+
+def sensitivities(results: Results, file: Path, families: Sequence[str]) -> None:
+    """One small panel for each thing that was changed: difference to the baseline with its interval."""
+    import altair as alt
+
+    panels = []
+    for family in families:
+        rows = []
+        for entry in results.suite.rows:
+            value = versus(results, entry.name, "infonce") if entry.family == family else None
+            if value is not None:
+                rows.append(_bar(entry.title, family, value))
+        if not rows:
+            continue
+        order = [row["row"] for row in rows]
+        base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("row:N", sort=order, title=None, axis=alt.Axis(labelAngle=0)))
+        zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=ZERO).encode(y="zero:Q")
+        y = alt.Y("low:Q", title="points")
+        bars = base.mark_rule(size=3, color="#2f81c7", opacity=0.55).encode(y=y, y2="high:Q")
+        panel = zero + bars + base.mark_point(filled=True, size=60, color="#2f81c7", opacity=1).encode(y="mean:Q")
+        panels.append(panel.properties(width=46 * max(len(rows), 3), height=150, title=family))
+    if panels:
+        save(alt.concat(*panels, columns=3), file)
+
+
+def save(chart: Any, file: Path) -> None:
+    """As SVG."""
+    axis = {"labelColor": INK, "titleColor": INK, "gridColor": RULE, "domainColor": RULE, "tickColor": RULE, "labelLimit": 320}
+    made = chart.configure_view(stroke=None).configure_axis(**axis).configure_legend(labelColor=INK, titleColor=INK)
+    made.configure_title(color=INK, fontSize=12).configure(background="transparent").save(str(file))

@@ -1,0 +1,97 @@
+"""docs/studies.md from the results that are kept in studies/results."""
+
+from pathlib import Path
+
+from studies import charts
+from studies.plan import TEACHER
+from studies.table import Line, Results, lines, load, points, total
+from studies.verdict import verdict
+
+WORDS = Path(__file__).parent / "words"  # what a person wrote about the numbers
+
+
+def write(results: Path, docs: Path) -> None:
+    """Draw the plots and write the page."""
+    small = load(results, "small")
+    charts.differences(small, docs / "studies-rows.svg")
+    charts.gaps(small, docs / "studies-gap.svg")
+    parts = [said("intro"), machine(small), verdict(small), said("regime"), "## The table\n", table(small)]
+    parts += ["![Every row's difference to InfoNCE](studies-rows.svg)\n", said("table")]
+    parts += ["## By kind of task\n", kinds(small), said("gap"), "![Gap and P@1](studies-gap.svg)\n"]
+    if (results / "sensitivity.json").is_file():
+        found = load(results, "sensitivity")
+        families = [f for f in dict.fromkeys(e.family for e in found.suite.rows) if f != "baseline"]
+        charts.sensitivities(found, docs / "studies-sensitivity.svg", families)
+        parts += ["## Sensitivities\n", "![One thing at a time](studies-sensitivity.svg)\n", sensitivity(found)]
+    parts += [said("again")]
+    (docs / "studies.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def said(name: str) -> str:
+    """A passage."""
+    return (WORDS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def machine(small: Results) -> str:
+    """How long it took by both clocks, since a loaded machine stretches one of them."""
+    spent, seeds = total(small), len({seed for _, seed in small.cells})
+    told = (
+        f"{len(small.cells)} cells of {seeds} seeds took {spent['cpu']:.0f} processor seconds: {spent['cpu'] / 120:.0f} minutes"
+    )
+    told += " on two idle cores, beside two minutes for the data and their features."
+    shared = f"The run on this page shared its cores with others: its cells waited {spent['seconds'] / 60:.0f} minutes in all"
+    return f"*{told} {shared}.*\n"
+
+
+def table(results: Results) -> str:
+    """The rows in Markdown."""
+    head = (
+        "| row | validation | P@1 | in | out of distribution | over InfoNCE | over its own control | gap | cost |\n"
+        "|---|--:|--:|--:|--:|---|---|--:|--:|\n"
+    )
+    made, family = "", ""
+    for line in lines(results):
+        if line.entry.family != family:
+            family = line.entry.family
+            made += f"| *{family}* | | | | | | | | |\n"
+        made += row(results, line)
+    return head + made
+
+
+def row(results: Results, line: Line) -> str:
+    """One of them; an interval that leaves zero out is bold."""
+    numbers = (line.validation, *(line.means[name] for name in ("all", "ind", "ood")))
+    cells = [line.entry.title, *(f"{100 * value:.1f}" for value in numbers), bold(line.gained)]
+    control = line.entry.control or TEACHER
+    name = results.suite.entry(control).title if line.fair is not None else ""  # type: ignore[union-attr]
+    cells += [f"{bold(line.fair)} ({name})" if name else "", f"{line.gap:.3f}"]
+    before = f" + {line.before / 1000:.0f}k" if line.before else ""
+    return "| " + " | ".join([*cells, f"{line.training / 1000:.0f}k{before}"]) + " |\n"
+
+
+def bold(value) -> str:
+    """A difference; what leaves zero out stands out."""
+    if value is None:
+        return ""
+    return f"**{points(value)}**" if value.clear else points(value)
+
+
+def kinds(results: Results) -> str:
+    """P@1 by meta-task."""
+    names = ("classification", "vqa", "retrieval", "grounding")
+    made = "| row | " + " | ".join(names) + " |\n|---|" + "--:|" * len(names) + "\n"
+    for line in lines(results):
+        if line.entry.family != "controls":
+            made += (
+                f"| {line.entry.title} | " + " | ".join(f"{100 * line.means.get(n, float('nan')):.1f}" for n in names) + " |\n"
+            )
+    return made
+
+
+def sensitivity(results: Results) -> str:
+    """One table for each thing that was changed."""
+    made = "| what | value | validation | P@1 | over InfoNCE |\n|---|---|--:|--:|---|\n"
+    for line in lines(results):
+        values = f"{100 * line.validation:.1f} | {100 * line.means['all']:.1f} | {bold(line.gained)}"
+        made += f"| {line.entry.family} | {line.entry.title} | {values} |\n"
+    return made

@@ -1,0 +1,115 @@
+"""Running a study: cells in the order that their needs allow, in some processes; what is there already is not done again."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from hardwon.artifacts import environment, write_json
+from hardwon.progress import bar
+from studies.cells import Cell, run_cell
+from studies.material import Material, prepare
+from studies.plan import Suite
+
+
+def study(
+    suite: Suite, folder: Path, seeds: Sequence[int], *, workers: int = 2, cache: Path | None = None, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Run what is missing of a suite; gives the results of all cells.
+
+    A run that was killed goes on: cells whose file is there are done, the ones under way begin anew.
+
+    Args:
+        suite: the plan.
+        folder: of the material and the results.
+        seeds: a training of each entry for every one of them.
+        workers: processes, each with one thread; 0 for none but this one.
+        cache: of downloaded assets.
+        say: told what is happening.
+    """
+    began, spent = time.perf_counter(), time.process_time()
+    prepare(folder / material_of(suite), suite.scale.size, cache=cache, say=say)
+    prepared = {"seconds": round(time.perf_counter() - began, 1), "cpu": round(time.process_time() - spent, 1)}
+    cells = [Cell(suite, entry.name, seed, folder / suite.name) for seed in seeds for entry in suite.entries]
+    done = {(c.entry, c.seed): row for c in cells if (row := finished(c)) is not None}
+    note(folder / suite.name, suite, prepared, len(cells) - len(done))
+    left = [c for c in cells if (c.entry, c.seed) not in done]
+    if left:
+        with bar("cells", len(cells), "cells") as advance:
+            advance(len(done))
+            for cell, row in _work(left, set(done), folder / material_of(suite), workers):
+                done[cell.entry, cell.seed] = row
+                advance(1, f"{cell.entry}, seed {cell.seed}: {said(row)}")
+    return [done[c.entry, c.seed] for c in cells]
+
+
+def material_of(suite: Suite) -> str:
+    """Name of the folder of data and features: suites of one size share it."""
+    size = suite.scale.size
+    return f"material-{size.collages}-{size.queries}-{size.concepts or 'all'}"
+
+
+def finished(cell: Cell) -> dict[str, Any] | None:
+    """The result of a cell, if it is there and made from the same."""
+    if not cell.file.is_file() or not cell.weights.exists():
+        return None
+    row = json.loads(cell.file.read_text(encoding="utf-8"))
+    return row if row["made from"] == cell.made_from else None
+
+
+def note(folder: Path, suite: Suite, prepared: dict[str, float], missing: int) -> None:
+    """One line for each start of a run: when, on what, what the preparation took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "runs.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    rows.append({"began": time.time(), "cells missing": missing, "prepared": prepared, "suite": suite.name} | environment())
+    write_json(file, rows)
+
+
+def _work(left: list[Cell], done: set[tuple[str, int]], material: Path, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Cells as they are done, each after what it needs; within that in the order of the plan."""
+    if not workers:
+        _begin()
+        for cell in left:
+            yield cell, _cell(cell, str(material))
+        return
+    under_way: dict[Future, Cell] = {}
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    try:
+        while left or under_way:
+            for cell in [c for c in left if all((name, c.seed) in done for name in c.suite.entry(c.entry).needs)]:
+                if len(under_way) < workers:
+                    left.remove(cell)
+                    under_way[pool.submit(_cell, cell, str(material))] = cell
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                cell = under_way.pop(future)
+                yield cell, future.result()
+                done.add((cell.entry, cell.seed))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def said(row: dict[str, Any]) -> str:
+    """A result in a few words."""
+    cpu = sum(row["cpu"].values())
+    return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"
+
+
+def _begin() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@cache
+def _material(folder: str, thinned: bool) -> Material:
+    """Loaded once by each process, and used by all of its cells."""
+    return Material.load(Path(folder), thinned=thinned)
+
+
+def _cell(cell: Cell, material: str) -> dict[str, Any]:
+    return run_cell(cell, _material(material, not cell.suite.backbone))

@@ -1,0 +1,209 @@
+"""The studies themselves: which rows are trained, and against what each is compared."""
+
+from dataclasses import replace
+
+from hardwon.data.emoji import Size
+from hardwon.errors import RecipeError, unknown
+from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlignment, Listwise, Pairwise, TopKInfoNCE
+from hardwon.losses.amplified import Kind
+from hardwon.training import Groups
+from studies.controls import Margin, colder
+from studies.plan import JUDGE, TEACHER, Entry, MiningRound, Plant, Reranking, Scale, Suite, Training
+
+T = 0.05  # of every row; `--suite sensitivity` has others
+ALPHA = 9.0  # of the LLaVE paper
+KINDS: tuple[tuple[str, Kind], ...] = (("ega-R2", "amplify"), ("ega-R3", "hinge"))
+TARGETED = ("skin_tone", "composed")  # what recipes/reranker.py trains its reranker on
+PLAIN = InfoNCE(T)
+SMOLLM = "smollm2-135m"  # made from assets; any other backbone is a folder or a name
+
+SMALL = Scale(Size(collages=600, queries=200), steps=240, encodings=128, judge_steps=100, reranker_steps=120)
+TINY = Scale(Size(collages=20, queries=20, concepts=60), steps=4, encodings=32, judge_steps=2, reranker_steps=2, align=2)
+
+
+def hardness() -> tuple[Entry, ...]:
+    """In-batch objectives; each with the control that differs in nothing but its idea."""
+    cold = colder(T, ALPHA)
+    rows: list[Entry] = [
+        Training(TEACHER, "InfoNCE", "baseline", PLAIN),
+        Training("symmetric", "InfoNCE, symmetric", "baseline", InfoNCE(T, symmetric=True)),
+        Training("colder", "InfoNCE at tau'", "controls", InfoNCE(cold)),
+        Training("colder-sym", "InfoNCE at tau', symmetric", "controls", InfoNCE(cold, symmetric=True), control="symmetric"),
+        Training("margin", "constant margin 0.1", "hardness", Margin(T)),
+        Training("llave", "LLaVE one-way", "hardness", InfoNCE(T, hardness=ALPHA), control="colder"),
+        Training("llave-sym", "LLaVE symmetric", "hardness", InfoNCE(T, ALPHA, symmetric=True), control="colder-sym"),
+        Training("ega-R0", "EGA R0, colder", "amplified", AmplifiedInfoNCE(T, "colder", ALPHA), control="colder"),
+        Training("ega-R1", "EGA R1, redistribute", "amplified", AmplifiedInfoNCE(T, "redistribute", ALPHA), control="colder"),
+    ]
+    for name, kind in KINDS:
+        loss = AmplifiedInfoNCE(T, kind)
+        rows += [
+            Training(name, f"EGA {name[-2:]}, {kind}", "amplified", loss, control=f"{name}-control"),
+            Training(f"{name}-control", f"colder, as {name[-2:]}", "controls", loss.control()),
+        ]
+    # The rule of UniME v1 is the objective's own `beta`; `FalseNegatives` says it once more, which changes nothing.
+    rules = FalseNegatives(student=0.1)
+    return (*rows, Training("topk", "UniME v1, filter + top 8", "selection", TopKInfoNCE(T), rules=rules))
+
+
+def mined() -> tuple[Entry, ...]:
+    """Negatives of one's own: half the queries, the same encodings per step."""
+    half = SMALL.encodings // 4
+    aligned = JudgeAlignment(T, judge_temperature=0.1)
+
+    def row(name: str, title: str, source: str, loss: object, **more: object) -> Training:
+        return Training(name, title, "mining", loss, mined=source, queries=half, negatives=2, **more)  # type: ignore[arg-type]
+
+    return (
+        JUDGE,
+        MiningRound("mine-nearest"),
+        MiningRound("mine-judged", "reranker"),
+        MiningRound("mine-oracle", "oracle"),
+        Training("half-batch", "InfoNCE, half the queries", "controls", PLAIN, queries=half),
+        row("mined", "mined, no judge", "mine-nearest", PLAIN),
+        row("filtered", "mined, judge filters", "mine-judged", PLAIN),
+        row("aligned-alone", "judge + alignment alone", "mine-judged", aligned, only_mined=True),
+        row("aligned", "judge + alignment + in-batch", "mine-judged", 0.3 * aligned + PLAIN),
+        row("oracle", "mined, perfect judge filters", "mine-oracle", PLAIN),
+        Training("groups", "batches of near misses", "mining", PLAIN, groups=Groups()),
+    )
+
+
+def recipes() -> tuple[Entry, ...]:
+    """What might win: ideas put together, at the same encodings and steps."""
+    both = InfoNCE(T, symmetric=True)
+    return (
+        Training("scratch", "InfoNCE, projector not aligned", "recipes", PLAIN, unaligned=True),
+        Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
+        Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="symmetric"),
+    )
+
+
+def rerankers() -> tuple[Entry, ...]:
+    """Behind the baseline, and the joint one behind the best recipe."""
+    joint = Pairwise() + Listwise()
+    return (
+        Reranking("rerank-pairwise", "reranker, pairwise", TEACHER, Pairwise()),
+        Reranking("rerank-listwise", "reranker, listwise", TEACHER, Listwise()),
+        Reranking("rerank-joint", "reranker, joint", TEACHER, joint),
+        Reranking("rerank-targeted", "reranker, joint, two kinds of queries", TEACHER, joint, TARGETED),
+        Reranking("best-reranked", "best recipe + joint reranker", "best", joint),
+    )
+
+
+def small() -> Suite:
+    """The table of the docs."""
+    return Suite("small", SMALL, (*hardness(), *mined(), *recipes(), *rerankers()), "all objectives on one small backbone")
+
+
+def tiny() -> Suite:
+    """The same rows at a size that says nothing: whether everything runs."""
+    made = small()
+    entries = tuple(replace(e, queries=8) if isinstance(e, Training) and e.queries else e for e in made.entries)
+    return Suite("tiny", TINY, entries, "whether everything runs")
+
+
+def sensitivity() -> Suite:
+    """One thing at a time."""
+    rows: list[Entry] = [Training(TEACHER, "InfoNCE", "baseline", PLAIN)]
+    for alpha in (1.0, 3.0, 9.0, 20.0):
+        rows.append(Training(f"llave-{alpha:g}", f"{alpha:g}", "LLaVE: alpha", InfoNCE(T, hardness=alpha)))
+    for alpha in (1.0, 4.0, 16.0):
+        rows.append(Training(f"amplify-{alpha:g}", f"{alpha:g}", "EGA R2: alpha", AmplifiedInfoNCE(T, alpha=alpha)))
+    for k in (2, 8, 32):
+        rows.append(Training(f"topk-{k}", f"{k}", "top-k: k", TopKInfoNCE(T, k=k)))
+    for beta in (0.0, 0.1, 0.3):
+        rows.append(Training(f"topk-beta-{beta:g}", f"{beta:g}", "top-k: beta", TopKInfoNCE(T, beta=beta)))
+    for tau in (0.02, 0.03, 0.08, 0.12):
+        rows.append(Training(f"tau-{tau:g}", f"{tau:g}", "InfoNCE: tau", InfoNCE(tau)))
+    for queries in (16, 32, 128):
+        rows.append(Training(f"batch-{queries}", f"{queries}", "InfoNCE: queries per step", PLAIN, queries=queries))
+    return Suite("sensitivity", SMALL, (*rows, *judges(), *damage()), "one thing at a time")
+
+
+def judges() -> tuple[Entry, ...]:
+    """A judge that is wrong more and more often."""
+    rows: list[Entry] = []
+    for error in (0.0, 0.1, 0.25, 0.5):
+        name = f"mine-error-{error:g}"
+        rows += [
+            MiningRound(name, "oracle", error),
+            Training(
+                f"error-{error:g}",
+                f"{error:g}",
+                "judge: share of wrong answers",
+                PLAIN,
+                mined=name,
+                queries=SMALL.encodings // 4,
+                negatives=2,
+            ),
+        ]
+    return tuple(rows)
+
+
+def damage() -> tuple[Entry, ...]:
+    """Planted copies and wrong labels, and what rescues from them."""
+    rows: list[Entry] = []
+    half = SMALL.encodings // 4
+    llave = InfoNCE(T, hardness=ALPHA)
+    for copies in (0.0, 0.5):
+        plant, name = Plant(copies=copies), f"copies-{copies:g}"
+        rows += [
+            MiningRound(f"mine-{name}", plant=plant),
+            MiningRound(f"mine-{name}-judged", "oracle", plant=plant),
+            Training(f"{name}-infonce", "InfoNCE", f"copies {copies:g}", PLAIN, plant=plant),
+            Training(f"{name}-llave", "LLaVE", f"copies {copies:g}", llave, plant=plant),
+            Training(f"{name}-mined", "mined", f"copies {copies:g}", PLAIN, mined=f"mine-{name}", queries=half, negatives=2),
+            Training(
+                f"{name}-masked",
+                "mined, copies masked",
+                f"copies {copies:g}",
+                PLAIN,
+                mined=f"mine-{name}",
+                queries=half,
+                negatives=2,
+                rules=FalseNegatives(copies=0.95),
+            ),
+            Training(
+                f"{name}-judged",
+                "mined, judge",
+                f"copies {copies:g}",
+                PLAIN,
+                mined=f"mine-{name}-judged",
+                queries=half,
+                negatives=2,
+            ),
+        ]
+    for wrong in (0.1, 0.3):
+        plant = Plant(wrong=wrong)
+        losses = {"InfoNCE": PLAIN, "LLaVE": llave, "EGA R2": AmplifiedInfoNCE(T), "top 8": TopKInfoNCE(T)}
+        rows += [
+            Training(f"wrong-{wrong:g}-{label.split()[0].lower()}", label, f"wrong labels {wrong:g}", loss, plant=plant)
+            for label, loss in losses.items()
+        ]
+    return tuple(rows)
+
+
+def large() -> Suite:
+    """Twice the collages and five times the steps: hours on two cores."""
+    made = small()
+    scale = replace(SMALL, size=Size(collages=1200, queries=400), steps=600, judge_steps=300, reranker_steps=400, align=400)
+    return replace(made, name="large", scale=scale, what="the same rows, trained longer on more")
+
+
+def gpu() -> Suite:
+    """In-batch rows on a language model of 100 million weights and more; nothing is frozen but the vision tower."""
+    scale = Scale(Size(collages=1200, queries=400), steps=600, encodings=512, rate=1e-4, align=400)
+    rows = [e for e in (*hardness(), *mined(), *recipes()) if isinstance(e, Training) and not e.mined and not e.average]
+    own = tuple(replace(row, groups=None) for row in rows if row.name not in ("half-batch", "groups"))
+    return Suite("gpu", scale, own, "in-batch rows on a language model", backbone=SMOLLM)
+
+
+SUITES = {"small": small, "sensitivity": sensitivity, "large": large, "gpu": gpu, "tiny": tiny}
+
+
+def suite_of(name: str) -> Suite:
+    """By name. Raises RecipeError if there is none."""
+    if name not in SUITES:
+        raise RecipeError(unknown("suite", name, list(SUITES)))
+    return SUITES[name]()

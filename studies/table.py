@@ -1,0 +1,205 @@
+"""The table of a study: means, intervals against the baseline and against each row's own control, cost and gap."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from hardwon.artifacts import write_json
+from hardwon.errors import ArtifactError
+from studies.measure import unpacked
+from studies.plan import TEACHER, Reranking, Suite, Training
+from studies.statistics import Spread, difference, macro, spread
+from studies.suites import suite_of
+
+META = {  # of the small MMEB's data sets, by the start of their names
+    "category": "classification",
+    "skin_tone": "classification",
+    "position": "vqa",
+    "grounding": "grounding",
+}
+UNSEEN = ("_openmoji", "_far")  # endings of data sets out of distribution
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a suite.
+
+    Attributes:
+        suite: the plan they belong to.
+        cells: results by (entry, seed).
+    """
+
+    suite: Suite
+    cells: Mapping[tuple[str, int], Mapping[str, Any]]
+
+    def seeds(self, name: str) -> list[int]:
+        """For which there is a result."""
+        return sorted(seed for entry, seed in self.cells if entry == name)
+
+    def hits(self, name: str, seeds: Sequence[int], which: str = "hits") -> dict[str, np.ndarray]:
+        """By data set: a row for each seed."""
+        rows = [unpacked(self.cells[name, seed][which]) for seed in seeds]
+        return {task: np.stack([row[task] for row in rows]) for task in rows[0]}
+
+    def mean_of(self, name: str, what: str) -> float:
+        """A number of the cells, or the mean of a mapping's values, averaged over seeds."""
+        values = [self.cells[name, seed][what] for seed in self.seeds(name)]
+        return float(np.mean([np.mean(list(v.values())) if isinstance(v, Mapping) else v for v in values]))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table.
+
+    Attributes:
+        entry: of the plan.
+        seeds: it was trained for.
+        means: mean P@1 of all data sets ("all") and of groups of them.
+        validation: mean P@1 on the held-out pairs.
+        gained: over the baseline; None for the baseline.
+        fair: over the row's own control; None where that is the baseline.
+        gap: see `Measured.gap`, mean over data sets.
+        training: encodings (or pairs) of the training.
+        before: of mining, grouping, judging; with the teacher's training where there has to be one.
+        seconds: processor seconds of the training.
+    """
+
+    entry: Training | Reranking
+    seeds: tuple[int, ...]
+    means: Mapping[str, float]
+    validation: float
+    gained: Spread | None
+    fair: Spread | None
+    gap: float
+    training: float
+    before: float
+    seconds: float
+
+
+def keep(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Results of all cells in one file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, sorted(rows, key=lambda row: (row["name"], row["seed"])))
+
+
+def load(folder: Path, suite: str) -> Results:
+    """Read what `keep` wrote. Raises ArtifactError if there is none."""
+    file = folder / f"{suite}.json"
+    if not file.is_file():
+        raise ArtifactError(f"{file} does not exist: `python -m studies run --suite {suite} --keep` makes it")
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    name = folder.name if suite == "results" else suite
+    return Results(suite_of(name), {(row["name"], row["seed"]): row for row in rows})
+
+
+def group_of(task: str) -> tuple[str, str]:
+    """(meta-task, distribution) of a data set."""
+    meta = next((meta for start, meta in META.items() if task.startswith(start)), "retrieval")
+    return meta, "ood" if task.endswith(UNSEEN) else "ind"
+
+
+def means(hits: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean of all data sets, of each meta-task, in and out of distribution."""
+    groups: dict[str, list[float]] = {"all": []}
+    for task, values in hits.items():
+        for name in ("all", *group_of(task)):
+            groups.setdefault(name, []).append(float(values.mean()))
+    return {name: float(np.mean(values)) for name, values in groups.items()}
+
+
+def versus(results: Results, one: str, other: str) -> Spread | None:
+    """One row less another on the seeds that both have; None where there is none."""
+    seeds = sorted(set(results.seeds(one)) & set(results.seeds(other)))
+    if one == other or not seeds:
+        return None
+    return spread(difference(results.hits(one, seeds), results.hits(other, seeds)))
+
+
+def lines(results: Results) -> list[Line]:
+    """All rows that there are results of."""
+    made = []
+    for entry in results.suite.rows:
+        seeds = tuple(results.seeds(entry.name))
+        if not seeds:
+            continue
+        cells = [results.cells[entry.name, seed] for seed in seeds]
+        control = entry.control or TEACHER
+        made.append(
+            Line(
+                entry,
+                seeds,
+                means(results.hits(entry.name, seeds)),
+                results.mean_of(entry.name, "validation"),
+                versus(results, entry.name, TEACHER),
+                versus(results, entry.name, control) if control != TEACHER else None,
+                results.mean_of(entry.name, "gap"),
+                float(np.mean([cell["encodings"]["training"] for cell in cells])),
+                before(results, entry, seeds),
+                float(np.mean([sum(cell["cpu"].values()) - cell["cpu"].get("evaluate", 0) for cell in cells])),
+            )
+        )
+    return made
+
+
+def before(results: Results, entry: Training | Reranking, seeds: Sequence[int]) -> float:
+    """Encodings and judged pairs that had to be spent before the training, the teacher's training among them."""
+    total = 0.0
+    for seed in seeds:
+        own = results.cells[entry.name, seed]["encodings"]
+        total += sum(count for what, count in own.items() if what != "training")
+        seen: set[str] = set()
+        left = list(entry.needs)
+        while left:
+            name = left.pop()
+            if name not in seen and (name, seed) in results.cells:
+                seen.add(name)
+                total += sum(results.cells[name, seed]["encodings"].values())
+                left += results.suite.entry(name).needs
+    return total / len(seeds)
+
+
+def shown(results: Results) -> Table:
+    """For people."""
+    table = Table(
+        title=f"P@1 in per cent; differences in points with 95 % intervals over seeds and queries ({results.suite.name})"
+    )
+    headings = ("row", "seeds", "validation", "all", "ind", "ood", "over InfoNCE", "over its control", "gap", "cost", "CPU s")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=True)
+    family = ""
+    for line in lines(results):
+        if family and line.entry.family != family:
+            table.add_section()
+        family = line.entry.family
+        spent = f"{(line.training + line.before) / 1000:.0f}k"
+        table.add_row(
+            line.entry.title,
+            str(len(line.seeds)),
+            f"{100 * line.validation:.1f}",
+            *(f"{100 * line.means[name]:.1f}" for name in ("all", "ind", "ood")),
+            points(line.gained),
+            points(line.fair),
+            f"{line.gap:.3f}",
+            spent,
+            f"{line.seconds:.0f}",
+        )
+    return table
+
+
+def points(value: Spread | None) -> str:
+    """A difference in points with its interval."""
+    return "" if value is None else f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+
+
+def total(results: Results, names: Iterable[str] | None = None) -> dict[str, float]:
+    """Processor and wall seconds of all cells."""
+    rows = [row for (name, _), row in results.cells.items() if names is None or name in set(names)]
+    return {kind: sum(sum(row[kind].values()) for row in rows) for kind in ("cpu", "seconds")}
+
+
+__all__ = ["Line", "Results", "group_of", "keep", "lines", "load", "macro", "means", "points", "shown", "total", "versus"]

@@ -1,0 +1,101 @@
+"""What the numbers say, in sentences: made from the results, so that they cannot disagree with them."""
+
+from collections.abc import Sequence
+
+from studies.plan import TEACHER, Reranking, Training
+from studies.statistics import Spread
+from studies.table import Line, Results, lines, points, versus
+
+GOAL, RERANKED_GOAL = 0.03, 0.02  # points that the best recipe and the reranker were asked for
+ASIDE = ("baseline", "controls")
+
+
+def verdict(results: Results) -> str:
+    """The recommendation, the goal, and what is shown of each idea."""
+    found = lines(results)
+    trained = [line for line in found if isinstance(line.entry, Training)]
+    if not any(line.entry.name == TEACHER for line in trained):
+        return "There is no result of the baseline yet.\n"
+    best = max(trained, key=lambda line: line.validation)
+    parts = ["## Start here\n", recommended(best, trained), goal(best)]
+    parts += [reranked(results, found), "## What is shown of each idea\n", ideas(found), few(found)]
+    return "\n".join(part for part in parts if part)
+
+
+def recommended(best: Line, trained: Sequence[Line]) -> str:
+    """The row that validation chooses."""
+    if best.entry.name == TEACHER:
+        return "Plain InfoNCE: on validation no other row is ahead of it.\n"
+    base = next(line for line in trained if line.entry.name == TEACHER)
+    row = best.entry
+    assert isinstance(row, Training)
+    told = f"**{row.title}** (`{row.loss!r}`): on validation, where it was chosen, {100 * best.validation:.1f} against "
+    told += f"{100 * base.validation:.1f} of plain InfoNCE; on test {points(best.gained)} points. "
+    return told + f"It took {best.seconds / base.seconds:.2f} x the processor time of plain InfoNCE{also(best)}.\n"
+
+
+def also(line: Line) -> str:
+    """What a row needs beforehand."""
+    return f", and {line.before / 1000:.0f} thousand encodings before it" if line.before else ""
+
+
+def goal(best: Line) -> str:
+    """Whether three points were reached, with an interval that leaves zero out."""
+    if best.gained is None:
+        return "The goal of 3 points over plain InfoNCE is not reached: nothing is ahead of it.\n"
+    reached = best.gained.mean >= GOAL and best.gained.low > 0
+    verb = "is reached" if reached else "is not reached"
+    ahead = "the interval leaves zero out" if best.gained.clear else "the interval holds zero"
+    return f"The goal of 3 points over plain InfoNCE on held-out concepts {verb} ({ahead}).\n"
+
+
+def reranked(results: Results, found: Sequence[Line]) -> str:
+    """What the rerankers add to their embedders."""
+    told = []
+    for line in found:
+        if isinstance(line.entry, Reranking):
+            value = versus(results, line.entry.name, line.entry.base)
+            base = results.suite.entry(line.entry.base)
+            told.append(f"- {line.entry.title}: {points(value)} points over {getattr(base, 'title', line.entry.base)}")
+    if not told:
+        return ""
+    values = [
+        v for line in found if isinstance(line.entry, Reranking) and (v := versus(results, line.entry.name, line.entry.base))
+    ]
+    reached = any(value.mean >= RERANKED_GOAL and value.low > 0 for value in values)
+    verb = "is reached" if reached else "is not reached"
+    head = f"What a reranker adds, gated on validation; the goal of 2 points {verb}:\n"
+    return "\n".join([head, *told, ""])
+
+
+def ideas(found: Sequence[Line]) -> str:
+    """Each row against its own control, sorted by what the interval says."""
+    verdicts: dict[str, list[str]] = {
+        "ahead of its control": [],
+        "behind its control": [],
+        "not told apart from its control": [],
+    }
+    for line in found:
+        value = line.fair or line.gained
+        if value is not None and line.entry.family not in ASIDE:
+            verdicts[side(value)].append(f"{line.entry.title} ({points(value)})")
+    made = [f"- **{name}**: {', '.join(those) if those else 'none'}" for name, those in verdicts.items()]
+    return "\n".join([*made, ""])
+
+
+def side(value: Spread) -> str:
+    """Where an interval lies."""
+    if not value.clear:
+        return "not told apart from its control"
+    return "ahead of its control" if value.low > 0 else "behind its control"
+
+
+def few(found: Sequence[Line]) -> str:
+    """Where there are fewer than three seeds an interval says less."""
+    short = [line.entry.title for line in found if len(line.seeds) < 3]
+    if not short:
+        return ""
+    return (
+        f"*{len(short)} of {len(found)} rows have fewer than three seeds so far; with one seed an interval speaks of queries "
+        "alone. `python -m studies run --suite small --keep` goes on where it stopped.*\n"
+    )

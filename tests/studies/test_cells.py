@@ -1,0 +1,179 @@
+"""One cell of each family, a run that is killed and goes on, and what becomes of the results."""
+
+import json
+import multiprocessing
+import signal
+import time
+
+import numpy as np
+import pytest
+
+ONE_OF_EACH = ("llave", "topk", "scratch", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint")
+
+
+def quiet(*_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def run(studied, monkeypatch_module):
+    """The results of one row of each family and of what they need, by name."""
+    from studies import oracle
+    from studies.run import study
+    from studies.suites import tiny
+
+    # There are no annotations of shapes: the oracle knows the training pairs alone.
+    nothing = oracle.Truth({}, {}, {})
+    monkeypatch_module.setattr(oracle.Truth, "load", classmethod(lambda cls, folder: nothing))
+    rows = study(tiny().only(ONE_OF_EACH), studied, [0], workers=0, say=quiet)
+    return {row["name"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as made:
+        yield made
+
+
+def test_every_family_runs(run):
+    assert set(ONE_OF_EACH) | {"infonce", "judge", "mine-judged", "colder"} <= set(run)
+    for name in ONE_OF_EACH:
+        row = run[name]
+        assert 0 <= row["validation"] <= 1 and set(row["gap"]) == set(row["hits"]) and row["cpu"]["train"] > 0
+        assert all(len(hits) == 6 for hits in row["hits"].values())
+
+
+def test_cost_counts_what_comes_before(run, studied):
+    from studies.plan import TEACHER
+    from studies.suites import tiny
+    from studies.table import Results, before
+
+    results = Results(tiny(), {(name, 0): row for name, row in run.items()})
+    suite, first = results.suite, sum(run[TEACHER]["encodings"].values())
+    assert before(results, suite.entry("llave"), [0]) == 0
+    mining = sum(sum(run[name]["encodings"].values()) for name in ("judge", "mine-judged"))
+    assert run["mine-judged"]["encodings"]["judging"] > 0
+    assert before(results, suite.entry("aligned"), [0]) == first + mining
+    assert before(results, suite.entry("groups"), [0]) == first + run["groups"]["encodings"]["grouping"]
+
+
+def test_rows_of_a_seed_begin_alike_and_see_the_same_batches(material):
+    import torch
+
+    from hardwon.losses import InfoNCE
+    from studies.cells import start, train
+    from studies.plan import Training
+    from studies.suites import TINY
+
+    one, other = (start(material, TINY, 3).module.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(one["projector.0.weight"], start(material, TINY, 4).module.state_dict()["projector.0.weight"])
+    row = Training("a", "a", "a", InfoNCE(0.03))
+    losses = [train(start(material, TINY, 3), material.train, row, TINY, 3, 3)["loss"] for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_a_killed_run_goes_on(studied, tmp_path):
+    """SIGKILL after the first cell: that one is not done again, and all results are those of an undisturbed run."""
+    calm, out = tmp_path / "calm", tmp_path / "killed"
+    for folder in (calm, out):
+        folder.mkdir()
+        (folder / next(studied.glob("material-*")).name).symlink_to(next(studied.glob("material-*")))
+    calmly = trained(calm)
+    multiprocessing.set_forkserver_preload(["hardwon.training.run", "studies.run"])
+    process = multiprocessing.get_context("forkserver").Process(target=slowly, args=(out,))
+    process.start()
+    first = out / "tiny" / "cells" / "infonce-0.json"
+    deadline = time.monotonic() + 250
+    while not first.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and len(list(first.parent.glob("*.json"))) == 1
+    written = first.stat().st_mtime_ns
+    assert trained(out) == calmly
+    assert first.stat().st_mtime_ns == written
+
+
+def trained(folder):
+    """Everything of the results but the time they took."""
+    from studies.run import study
+    from studies.suites import tiny
+
+    rows = study(tiny().only(["llave"]), folder, [0], workers=0, say=quiet)
+    return [{k: v for k, v in row.items() if k not in ("seconds", "cpu", "memory MiB")} for row in rows]
+
+
+def slowly(folder):
+    """The same, without an end after the first cell."""
+    from studies import run as runs
+
+    do = runs.run_cell
+    runs.run_cell = lambda *given: (do(*given), time.sleep(1000))[0]
+    trained(folder)
+
+
+def test_a_cell_of_another_plan_is_done_again(run, studied):
+    from studies.cells import Cell
+    from studies.run import finished
+    from studies.suites import tiny
+
+    cell = Cell(tiny(), "infonce", 0, studied / "tiny")
+    row = json.loads(cell.file.read_text())
+    assert finished(cell) == row
+    other = cell.file.with_name("infonce-1.json")
+    other.write_text(json.dumps(row))
+    cell.weights.with_name("infonce-1").write_bytes(cell.weights.read_bytes())
+    assert finished(Cell(tiny(), "infonce", 1, studied / "tiny")) is None
+
+
+def test_packed_hits_come_back():
+    from studies.measure import packed, unpacked
+
+    hits = {"a": (1.0, 0.0, 1.0), "b": (0.5, 1.0)}
+    assert packed(hits) == {"a": "101", "b": [0.5, 1.0]}
+    for name, values in unpacked(packed(hits)).items():
+        assert values.tolist() == list(hits[name])
+
+
+def test_gap_by_hand():
+    from hardwon.evaluation import Task
+    from hardwon.evaluation.ranking import Ready
+    from hardwon.items import Item
+    from studies.measure import gap
+
+    corpus = np.array([[1.0, 0], [0.8, 0.6], [0, 1.0], [-1.0, 0]])
+    task = Task("a", "retrieval", "ind", (Item("q"),), tuple(Item(f"c{n}") for n in range(4)), ((0,),))
+    ready = Ready(task, np.array([[1.0, 0]]), corpus, np.arange(4), np.arange(4))
+    assert gap(ready, near=2) == pytest.approx(1 - (0.8 + 0) / 2)
+
+
+def test_planted_copies_look_the_same_and_have_another_hash(material):
+    import torch
+
+    from studies.plan import Plant
+    from studies.plant import original, planted
+
+    made = planted(material.train, material.features, Plant(copies=0.5), 0)
+    copies = made[len(material.train) :]
+    assert len(copies) == round(0.5 * len(material.train)) and made[: len(material.train)] == material.train
+    known = {(e.query, original(e.gold[0])): e.gold[0] for e in material.train}
+    features = material.features
+    for copy in copies:
+        item, twin = copy.gold[0], known[copy.query, original(copy.gold[0])]
+        assert item.content != twin.content
+        one, other = features.seen(item), features.seen(twin)
+        assert (one.picture, one.text) == (other.picture, other.text)
+    wrong = planted(material.train, material.features, Plant(wrong=0.25), 0)
+    moved = sum(a.gold != b.gold for a, b in zip(wrong, material.train, strict=True))
+    assert 0 < moved <= 0.3 * len(material.train)
+    assert all(isinstance(x, torch.Tensor) for x in (features.pictures, features.texts))
+
+
+def test_quarters_of_a_picture():
+    import torch
+
+    from studies.features import quarters
+
+    square = torch.arange(16.0).reshape(1, 16, 1)
+    assert quarters(square)[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
