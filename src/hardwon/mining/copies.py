@@ -70,7 +70,7 @@ class Copies:
             worst |= {pair[:3]: np.inf for pair, one, other in seen if one is None or other is None}
             if not part:
                 continue
-            values = distances(*(np.stack([looks[side] for looks in part]) for side in (1, 2)))
+            values = distances(np.stack([one for _, one, _ in part]), np.stack([other for _, _, other in part]))
             # As it is kept on disk, so that it is the same number before and after.
             for (pair, *_), value in zip(part, values.round(4).astype(np.float32).tolist(), strict=True):
                 worst[pair[:3]] = max(worst.get(pair[:3], 0.0), value)

@@ -223,9 +223,9 @@ class Server:
                 wait_s = self._wait(failures, failed.wait_s)
             if time.monotonic() + wait_s > self._heard + self.settings.patience_s:
                 raise JudgeError(
-                    f"{self.url} has given no usable answer for {time.monotonic() - self._heard:.0f} s and the next try would be in "
-                    f"{wait_s:.0f} s, beyond patience_s={self.settings.patience_s:g}. Last failure: {reason}. Mend the server "
-                    "and run again: what was judged before is not judged again"
+                    f"{self.url} has given no usable answer for {time.monotonic() - self._heard:.0f} s and the next try would "
+                    f"be in {wait_s:.0f} s, beyond patience_s={self.settings.patience_s:g}. Last failure: {reason}. Mend the "
+                    "server and run again: what was judged before is not judged again"
                 )
             tell(f"try {failures + 1} in {wait_s:.1f} s: {reason}")
             self.usage.retries += 1
