@@ -34,7 +34,7 @@ from hardwon.losses import AmplifiedInfoNCE, FalseNegatives, InfoNCE, JudgeAlign
 from hardwon.losses.amplified import Kind
 from hardwon.mining import Mining, judging, mine, retrieval
 from hardwon.models import Embedder, Judgements, Reranker, cached, precision
-from hardwon.search import Fused
+from hardwon.search import Budget, Fused
 from hardwon.training import Memory, Settings, groups, run, train
 from hardwon.training.batches import listed, shared
 from hardwon.training.objective import LearnedTemperature, Objective
@@ -428,11 +428,14 @@ def evaluating(embedder: str, reranker: str, out: str) -> dict:
     model.encode = lambda items, *, progress="": calls.append([item.key for item in items]) or encode(items)
     ranker = Fused(Reranker.load(reranker, device="cpu"), depth=3, weight=0.5)
     own = folder / f"process-{World.current().rank}"
-    for name, store, rerank in (("none", None, None), ("shared", folder / "shared", None), ("own", own, ranker)):
+    thrifty = replace(ranker, budget=Budget(pairs=1.4))
+    runs = (("none", None, None), ("shared", folder / "shared", None), ("own", own, ranker), ("budget", own, thrifty))
+    for name, store, rerank in runs:
         calls.clear()
         report = evaluate(model, Benchmark("b", tasks), rerank=rerank, store=store)
         made[name] = {"results": [result.to_json() for result in report.results], "calls": list(calls)}
         made[name] |= {"encoded": report.made["items_encoded"], "processes": report.made["processes"]}
+        made[name]["rerank"] = report.made["rerank"]
     calls.clear()
     made["again"] = [evaluate(model, Benchmark("b", tasks), store=folder / "shared").made["items_encoded"], list(calls)]
     vectors.SHARE = before

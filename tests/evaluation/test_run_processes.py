@@ -51,6 +51,17 @@ def test_a_reranker_shared_out_gives_the_same(two, alone):
     assert truth != alone["none"]["results"]
 
 
+def test_a_budget_of_pairs_is_shared(two, alone):
+    """Every process decides alike what to read, so what is read is what one process reads."""
+    truth = alone["budget"]
+    assert 0 < truth["rerank"]["queries_read"] < truth["rerank"]["queries"] == 86
+    for found, *_ in two:
+        assert found["budget"]["rerank"] == truth["rerank"]
+        for ours, theirs in zip(found["budget"]["results"], truth["results"], strict=True):
+            assert ours["firsts"] == theirs["firsts"]
+            np.testing.assert_allclose(ours["hits"], theirs["hits"])
+
+
 def test_each_item_is_encoded_by_one_process(two, alone):
     for store in ("none", "shared", "own"):
         calls = [[key for call in found[store]["calls"] for key in call] for found, *_ in two]

@@ -243,13 +243,15 @@ def test_lists_of_all_lengths_share_one_budget():
         assert found.scores[row].tolist() == cosines[row].tolist()
 
 
-def test_a_budget_is_for_one_process(monkeypatch, world):
-    """Each would spend its own share, on other queries than one process does."""
+def test_a_budget_of_time_is_for_one_process(monkeypatch, world):
+    """Each would spend it on other queries than the others do; that of pairs is shared: tests/evaluation."""
     index, judge = world
     task = Task("t", "retrieval", "ind", tuple(items("0")), index.items, ((0,),))
     monkeypatch.setattr(World, "current", lambda: World(0, 2))
-    with pytest.raises(RecipeError, match="a budget is spent on the smallest margins of all queries: use one process"):
-        evaluate(Plane(), Benchmark("b", (task,)), rerank=Fused(judge, budget=Budget(pairs=5.0)), progress=False)
+    with pytest.raises(
+        RecipeError, match="several processes share a budget of pairs only: set it in pairs, or use one process"
+    ):
+        evaluate(Plane(), Benchmark("b", (task,)), rerank=Fused(judge, budget=Budget(milliseconds=5.0)), progress=False)
 
 
 def test_a_budget_in_milliseconds_ends_when_it_is_spent(monkeypatch):

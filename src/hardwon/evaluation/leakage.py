@@ -234,7 +234,8 @@ class _Training:
             return ("exact" if rows else None), rows
         if all(keys) and (rows := self.contents.get(item.content)):
             return "exact", rows
-        for kind, more in (("picture", [*keys, *seen.copies(keys)]), ("crop", seen.crops(keys))):
+        looked: tuple[tuple[Kind, list[str]], ...] = (("picture", [*keys, *seen.copies(keys)]), ("crop", seen.crops(keys)))
+        for kind, more in looked:
             if shown := [key for key in more if key in self.pictures and key]:
                 return kind, {row for key in shown for row in self.pictures[key]}
         if keys or not self.words:

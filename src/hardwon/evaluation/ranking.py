@@ -1,7 +1,7 @@
 """Ranking the candidates of one task, by the embedder alone or with a reranker behind it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,9 +11,12 @@ from hardwon import metrics
 from hardwon.distributed import World
 from hardwon.evaluation.asked import Asked
 from hardwon.evaluation.result import TaskResult
+from hardwon.evaluation.sharing import Shared
 from hardwon.evaluation.task import Metric, Positions, Task
 from hardwon.evaluation.vectors import Vectors
 from hardwon.items import Item
+from hardwon.models.scorer import Scorer
+from hardwon.search.rerank import Fused
 from hardwon.search.rescore import Rescored, Rescorer, rescored
 
 _QUERIES, _CORPUS = 512, 4096  # rows of a block of scores, and columns that are multiplied at a time
@@ -207,7 +210,11 @@ Levels = dict[int, tuple[np.ndarray, np.ndarray]]
 def _reranked(ready: Ready, rerank: Rescorer, progress: str, world: World) -> tuple[Levels, Rescored]:
     """For each query the columns of its best candidates and their places by the new scores, 0 the lowest; ties stay ties."""
     heads = heads_of(ready, rerank.depth)
-    mine = heads[world.rows(len(heads))]
+    together = isinstance(rerank, Fused) and rerank.budget is not None and world.size > 1
+    if together:  # a budget goes to the smallest margins of all queries: every process looks at all, and reads its part
+        assert isinstance(rerank, Fused) and isinstance(rerank.reranker, Scorer)
+        rerank = replace(rerank, reranker=Shared(rerank.reranker, world))
+    mine = heads if together else heads[world.rows(len(heads))]
     with world.all_or_none("reranking"):
         new = rescored(
             rerank,
@@ -217,7 +224,7 @@ def _reranked(ready: Ready, rerank: Rescorer, progress: str, world: World) -> tu
             progress=progress,
             where=f"task {ready.task.name}: ",
         )
-    if world.size > 1:
+    if world.size > 1 and not together:
         new = _gathered(new, heads, world)
     places = [np.unique(values, return_inverse=True)[1] for values in new.scores]
     return {head.row: (head.columns, levels) for head, levels in zip(heads, places, strict=True)}, new

@@ -57,14 +57,15 @@ def evaluate(
     Raises:
         BadItems: items that cannot be used, or whose vectors are not finite or not of unit length; names task and row of each.
         ModelError: anything else that is wrong with the model or the reranker; names the task.
-        RecipeError: a task that the benchmark does not have; a reranker of depth 0; one with a budget, in several processes,
-            which would each spend a share of their own.
+        RecipeError: a task that the benchmark does not have; a reranker of depth 0; in several processes one with a budget of
+            time, which each would spend in its own way, or a reranker of lists with any budget.
     """
     rerank = None if rerank is None else rescorer(rerank)
     if rerank is not None and rerank.depth < 1:
         raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
     if isinstance(rerank, Fused) and rerank.budget is not None and World.current().size > 1:
-        raise RecipeError("a budget is spent on the smallest margins of all queries: use one process, or set budget to None")
+        if rerank.budget.milliseconds is not None or not isinstance(rerank.reranker, Scorer):
+            raise RecipeError("several processes share a budget of pairs only: set it in pairs, or use one process")
     start = time.perf_counter()
     failed = {gone.name: gone.why for gone in benchmark.missing}
     keyed = in_order(chosen(benchmark, tasks), on_error, failed)
