@@ -104,8 +104,8 @@ TRIALS: tuple[Trial, ...] = (
         "memory that runs out in a step, in one process or in all",
         "the step again in smaller chunks, the same gradient to 1e-5",
         "tests/training/test_step_memory.py",
-        each=10,
-        full=10,
+        each=14,
+        full=14,
     ),
     Trial(
         "C3",
@@ -134,9 +134,9 @@ TRIALS: tuple[Trial, ...] = (
         "C7",
         "every loss by two and four processes, 0 to 4 negatives, any chunks",
         "loss and gradient of one process to 2e-6 (float32)",
-        "tests/distributed/test_gradients.py TestGradients",
-        each=2 * 23,
-        full=2 * 23,
+        "tests/distributed/test_gradients.py of_two_processes or of_four",
+        each=44,
+        full=44,
     ),
     by_tests(
         "C8",

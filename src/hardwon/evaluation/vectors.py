@@ -85,7 +85,8 @@ class Vectors:
             raise BadItems([BadItem(items[n], _fault(float(lengths[n]))) for n in wrong], str(len(items)))
 
     def _share(self, keys: list[str], made: np.ndarray) -> None:
-        everything = self.world.sum(torch.from_numpy(made).to(self.world.device)).cpu()
+        together = self.world.in_step("sharing vectors")  # nobody is far behind: all have just met
+        everything = together.sum(torch.from_numpy(made).to(together.device)).cpu()
         self.cached.store.rows |= dict(zip(keys, everything, strict=True))
 
 

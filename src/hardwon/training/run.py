@@ -98,13 +98,14 @@ def train(
         torch.manual_seed(settings.seed + world.rank)  # dropout differs from process to process, the data do not
         stack.enter_context(checkpointed(model.body.transformer, settings.memory.gradient_checkpointing))
         shards = None
+        world.wait("getting ready")  # here they may be far apart, but not from here on
         if settings.shard and world.size > 1:
-            world.same(parameters.values())
+            world.in_step("before the first step").same(parameters.values())
             shards = stack.enter_context(sharded(model, world, optimizer, parameters))
             parameters = shards.parameters
         start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
         if shards is None:
-            world.same(parameters.values())  # as the first process has read them
+            world.in_step("before the first step").same(parameters.values())  # as the first process has read them
         written, checked = (out, validate) if world.first else (None, None)
         plan = _Plan(steps, start, settings, out, written, checked, title, world, groups, parameters, shards)
         log = stack.enter_context(_log(plan))
