@@ -15,7 +15,7 @@ from hardwon import artifacts
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.fetch import AllowedHosts
 from hardwon.progress import console
-from hardwon.spread.engines import Workers
+from hardwon.spread.engines import Workers, keeping
 
 MODELS = ("model", "judge", "rerank")  # fields of stages that name a model
 
@@ -118,7 +118,8 @@ class Workspace:
             return there
         out.print(f"{head}  [dim]{escape(describe(stage))}[/]")
         with artifacts.writing(self.root / stage.out, stage.kind, inputs) as draft:
-            draft.stats["result"] = stage.make(self, draft)
+            with keeping():
+                draft.stats["result"] = stage.make(self, draft)
         made = artifacts.load(self.root / stage.out, stage.kind, verify=False)
         out.print(f"   [green]{escape(made.stats['result'])}[/] [dim]({made.made['seconds']} s)[/]")
         return made
