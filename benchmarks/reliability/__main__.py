@@ -20,11 +20,11 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.losses import commit, processor
-from benchmarks.reliability import correctness, evaluation, inputs, mining, serving, trust
+from benchmarks.reliability import correctness, evaluation, inputs, mining, security, serving, trust
 from benchmarks.reliability.trial import Trial
 from hardwon.errors import unknown
 
-GROUPS = (inputs, correctness, mining, evaluation, trust, serving)
+GROUPS = (inputs, correctness, mining, evaluation, trust, serving, security)
 TRIALS: tuple[Trial, ...] = tuple(trial for group in GROUPS for trial in group.TRIALS)
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
