@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hardwon import shards
 from hardwon.artifacts import write_atomically
-from hardwon.shards import Job, Output
+from hardwon.shards import Output
+from hardwon.spread import engines, tasks
 
 ROWS = 1000
 HERE = Path(__file__).resolve()
@@ -45,9 +45,9 @@ def note(log, line):
 
 
 def helping(folder, parent=0):
-    """What a worker does."""
-    job, task = Job.open(Path(folder))
-    return shards.work(job, do(task), go_on=lambda: not parent or os.getppid() == parent)
+    """What a worker does, as `hardwon work` with a task that is known here."""
+    tasks.TASKS = {"numbers": do}
+    return tasks.help_with(Path(folder), parent=parent, wait_s=1000)
 
 
 def by_ray(folder, threads):
@@ -62,8 +62,6 @@ def rows_of(count):
 
 def collect(out, engine, workers, count, pause):
     """Keep each shard as it comes, and at the end all of them in one file."""
-    from hardwon.spread import engines
-
     engines.COMMAND = (sys.executable, str(HERE))
     kept = out / "kept"
     kept.mkdir(parents=True, exist_ok=True)

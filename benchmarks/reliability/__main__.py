@@ -20,11 +20,11 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.losses import commit, processor
-from benchmarks.reliability import correctness, evaluation, index, inputs, mining, serving, training, trust
+from benchmarks.reliability import correctness, evaluation, index, inputs, mining, security, serving, training, trust
 from benchmarks.reliability.trial import Trial
 from hardwon.errors import unknown
 
-GROUPS = (inputs, correctness, training, mining, evaluation, trust, index, serving)
+GROUPS = (inputs, correctness, training, mining, evaluation, trust, index, serving, security)
 TRIALS: tuple[Trial, ...] = tuple(trial for group in GROUPS for trial in group.TRIALS)
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"

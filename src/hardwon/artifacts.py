@@ -8,6 +8,8 @@ finished at the same place before lies beside it until then, as `.NAME.before`.
 
 import contextlib
 import datetime
+import errno
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -17,7 +19,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -174,16 +176,29 @@ def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
     What an interrupted run with the same inputs left is kept (`Draft.resumed`); anything else in the folder makes room, but
     only if the folder is an artifact or empty: a folder of the user's own is never touched. A finished artifact is moved
     aside and removed when its successor is finished, so there is always a whole one (and, meanwhile, room for two is needed).
+
+    Raises:
+        ArtifactError: the folder is the user's own, or another process is writing there from other inputs.
     """
     inputs = plain(inputs)
     started = {"kind": kind, "inputs": fingerprint(inputs)}
-    resumed = _read_started(path) == started
-    if not resumed:
-        _clear(path, aside=_before(path))
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / STARTED, started)
-    clock = time.perf_counter()
-    draft = Draft(path, resumed, {})
+    resumed = True
+
+    def prepare() -> None:
+        nonlocal resumed
+        resumed = _read_started(path) == started
+        if not resumed:
+            _clear(path, aside=_before(path))
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / STARTED, started)
+
+    with _alone(path, fingerprint(started), prepare):
+        draft = Draft(path, resumed, {})
+        yield from _written(draft, kind, inputs)
+
+
+def _written(draft: Draft, kind: str, inputs: Any) -> Iterator[Draft]:
+    path, resumed, clock = draft.path, draft.resumed, time.perf_counter()
     yield draft
     files = {
         str(file.relative_to(path)): checksum(file)
@@ -195,6 +210,61 @@ def writing(path: Path, kind: str, inputs: Any) -> Iterator[Draft]:
     (path / STARTED).unlink(missing_ok=True)  # another process may have written the very same beside us
     if _ours(_before(path)):
         _remove(_before(path))
+
+
+@contextlib.contextmanager
+def _alone(path: Path, what: str, prepare: Callable[[], None]) -> Iterator[None]:
+    """While this lasts, no other process writes anything else at `path`; one that writes the very same may.
+
+    The lock ends with the process that holds it, however that ends. `prepare` is called by the first of several, before any
+    other may begin.
+
+    Raises:
+        ArtifactError: another process writes something else there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.parent / f".{path.name}.lock"
+    while True:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            first = _locked(file, fcntl.LOCK_EX)
+            if not (first or _locked(file, fcntl.LOCK_SH)) or not _is_still(lock, file):
+                time.sleep(0.005)  # another one is just beginning or ending
+                continue
+            if first:
+                os.ftruncate(file, 0)
+                os.pwrite(file, what.encode(), 0)
+                prepare()
+                _locked(file, fcntl.LOCK_SH)
+            elif os.pread(file, 64, 0).decode("ascii", "replace") != what:
+                raise ArtifactError(f"{path} is being written by another process, from other inputs: wait for its end")
+            try:
+                yield
+            finally:
+                if _locked(file, fcntl.LOCK_EX):  # nobody else writes the same
+                    lock.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(file)
+
+
+def _locked(file: int, how: int) -> bool:
+    """Whether a file could be locked now. Where the file system knows no locks, it counts as locked."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
+def _is_still(lock: Path, file: int) -> bool:
+    try:
+        return os.stat(lock).st_ino == os.fstat(file).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def describe(path: Path, kind: str, inputs: Any, stats: Mapping[str, Any], files: Mapping[str, str]) -> None:

@@ -202,6 +202,9 @@ class Planned:
         self.prepared += 1
         self.meanwhile()
 
+    def each(self, numbers):
+        return map(self, numbers)
+
     def __call__(self, number):
         assert self.prepared == 1
         self.searched.append(number)

@@ -27,7 +27,7 @@ def work(
 
     if threads:
         os.environ["HARDWON_THREADS"] = str(threads)
-    from hardwon.spread.tasks import help_everywhere
+    from hardwon.spread.tasks import help_with
 
     hide_loading()
-    typer.echo(f"{help_everywhere(folder, parent=parent, wait_s=wait)} shards done")
+    typer.echo(f"{help_with(folder, parent=parent, wait_s=wait)} shards done")

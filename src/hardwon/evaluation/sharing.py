@@ -32,7 +32,7 @@ class Shared:
     def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
         """As the reranker."""
         part, made = self.world.rows(len(pairs)), np.zeros(len(pairs), dtype=np.float32)
-        with self.world.all_or_none("reranking", self.world.device):
+        with self.world.all_or_none("reranking"):
             if pairs[part]:
                 made[part] = self.inner.score_pairs(pairs[part], progress=progress)
         return self.world.sum(torch.from_numpy(made).to(self.world.device)).cpu().numpy()

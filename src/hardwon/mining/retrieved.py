@@ -101,6 +101,7 @@ def through(store: Path | None, inputs: Mapping[str, Any], sizes: Sequence[int],
                 found += sum(map(len, hits.candidates))
                 yield hits
                 advance(size)
+            assert next(new, None) is None  # lets it clear away what is kept here now
             draft.stats |= {"queries": sum(sizes), "hits": found, "blocks": len(sizes)}
 
 

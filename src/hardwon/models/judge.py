@@ -28,6 +28,7 @@ from hardwon.models.question import Question
 from hardwon.models.remote import RemoteJudge
 from hardwon.models.render import Show
 from hardwon.models.scorer import Judgements, Pair
+from hardwon.models.trusted import refuse_untrusted
 from hardwon.models.vision import weights_digest
 from hardwon.pictures import open_picture
 from hardwon.progress import bar
@@ -330,6 +331,8 @@ def _open(path: str | Path, options: Options, device: str | None) -> tuple[Any, 
     folder = Path(path)
     if folder.is_dir() and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"{folder} holds no model: it has no config.json")
+    if folder.is_dir():
+        refuse_untrusted(folder)
     where = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     told: dict[str, Any] = {"trust_remote_code": False, "local_files_only": folder.is_dir()}
     try:
@@ -338,7 +341,8 @@ def _open(path: str | Path, options: Options, device: str | None) -> tuple[Any, 
         kind: Any = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
         reader: Any = transformers.AutoProcessor if sees else transformers.AutoTokenizer
         placed = {"device_map": "auto"} if where == "auto" else {}
-        model, info = kind.from_pretrained(path, output_loading_info=True, **options.loading, **placed, **told)
+        given = {"use_safetensors": True, "output_loading_info": True, **options.loading, **placed, **told}
+        model, info = kind.from_pretrained(path, **given)
         processor = reader.from_pretrained(path, **told)
     except ImportError as error:
         if "torchvision" in str(error).lower():

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.models.lora import add_lora, check_base
 from hardwon.models.options import Options, Pooling
+from hardwon.models.trusted import refuse_untrusted
 
 ENDLESS = 1_000_000  # a maximum length above this is none at all
 UNREAD = ("pooler", "num_batches_tracked")
@@ -51,11 +52,13 @@ def as_it_is(kind: Any, path: str | Path, device: str | None, options: Options |
     """Load with `SentenceTransformer` or `CrossEncoder` as somebody without this package would, but for the errors.
 
     Raises:
-        ModelError: nothing there, not a model, or weights of another shape.
+        ModelError: nothing there, not a model, not to be trusted (see `refuse_untrusted`), or weights of another shape.
         MissingExtra: the model's processor needs a package that is not installed.
     """
-    told = (options or Options()).loading
+    told = {"use_safetensors": True} | (options or Options()).loading
     folder = Path(path)
+    if folder.is_dir():
+        refuse_untrusted(folder)
     adapter = (folder / "adapter_config.json").exists()
     if adapter:
         check_base(folder)

@@ -1,4 +1,4 @@
-"""Who works: processes of this machine, or Ray, which may have others. Either runs `help_with` on the folder of a job."""
+"""Who works: processes of this machine, or Ray, which may have others. Either helps with all jobs of a folder."""
 
 import contextlib
 import os
@@ -15,6 +15,8 @@ from hardwon.errors import HardwonError, MissingExtra, RecipeError, unknown
 from hardwon.shards import Job, Output
 
 Engine = Literal["local", "ray"]
+Entry = Callable[[str, int], int]
+PATIENCE_S = 1e6  # workers wait for the next job until they are told to end
 FAILURES = 3  # workers that may end one after the other without anything being done
 
 # One thread for each library that has its own: what several workers compute must not depend on how many there are.
@@ -50,9 +52,9 @@ class Workers:
 
 
 class Crew(Protocol):
-    """Workers that were started for a job."""
+    """Workers that were started for the jobs of a folder."""
 
-    def check(self) -> None:
+    def check(self, job: Job) -> None:
         """Replace those that ended before the work did. Raises HardwonError if that leads nowhere."""
         ...
 
@@ -64,38 +66,41 @@ class Crew(Protocol):
 class _Local:
     """Processes of this machine. They end when this one does."""
 
-    def __init__(self, job: Job, workers: Workers):
-        self.job, self.workers = job, workers
-        self.log = job.folder / "log"
-        self.log.mkdir(exist_ok=True)
+    def __init__(self, below: Path, workers: Workers):
+        self.below, self.workers = below, workers
+        self.log = below / "log"
+        self.log.mkdir(parents=True, exist_ok=True)
         self.ended = 0
         self.processes = [self._start(n) for n in range(workers.count)]
 
     def _start(self, n: int) -> subprocess.Popen[bytes]:
-        command = [*COMMAND, str(self.job.folder), "--parent", str(os.getpid())]
-        with open(self.log / f"{n}.txt", "wb") as log:
+        command = [*COMMAND, str(self.below), "--parent", str(os.getpid()), "--wait", str(PATIENCE_S)]
+        with open(self.log / f"{os.getpid()}-{n}.txt", "wb") as log:
             env = os.environ | dict.fromkeys(_THREADS, str(self.workers.threads)) | _device(n)
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
-    def check(self) -> None:
+    def check(self, job: Job) -> None:
         """As `Crew.check`."""
         for n, process in enumerate(self.processes):
             code = process.poll()
-            if code is None or (code == 0 and self.job.idle()):
+            if code is None:
                 continue
-            self.job.recover()
+            job.recover()
             self.ended = self.ended + 1 if code > 0 else 0  # one that was killed has done nothing wrong
             if self.ended >= FAILURES * self.workers.count:
-                said = (self.log / f"{n}.txt").read_text(errors="replace").strip().splitlines()[-1:]
-                raise HardwonError(f"workers of {self.job.folder} end with code {code}: {' '.join(said) or 'nothing was said'}")
+                said = (self.log / f"{os.getpid()}-{n}.txt").read_text(errors="replace").strip().splitlines()[-1:]
+                raise HardwonError(f"workers in {self.below} end with code {code}: {' '.join(said) or 'nothing was said'}")
             self.processes[n] = self._start(n)
 
     def stop(self) -> None:
         """As `Crew.stop`."""
-        for process in self.processes:
+        for n, process in enumerate(self.processes):
             process.kill()
-        for process in self.processes:
             process.wait()
+            (self.log / f"{os.getpid()}-{n}.txt").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others work here, too
+            self.log.rmdir()
+            self.below.rmdir()
 
 
 COMMAND = (sys.executable, "-m", "hardwon.cli", "work")
@@ -112,22 +117,22 @@ def _device(n: int) -> dict[str, str]:
 
 
 class _Ray:
-    """Tasks of Ray, each of which works at shards until there are none. Ray places them, and starts anew those that are lost.
+    """Tasks of Ray, which work at shards as long as they are wanted. Ray places them, and starts anew those that are lost.
 
     What is done and what is not is never Ray's to say: its own checkpoint of a job has redone 2,600 of 4,000 rows.
     """
 
-    def __init__(self, job: Job, workers: Workers, entry: Callable[[str, int], int]):
+    def __init__(self, below: Path, workers: Workers, entry: Entry):
         try:
             import ray
         except ImportError as error:
             raise MissingExtra("ray", "ray") from error
-        self.ray, self.job = ray, job
+        self.ray, self.below = ray, below
         self.own = not ray.is_initialized()
         if self.own:
             cores = None if os.environ.get("RAY_ADDRESS") else workers.count * workers.threads
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", num_cpus=cores)
-        env = {"env_vars": dict.fromkeys(_THREADS, str(workers.threads))}
+        env: Any = {"env_vars": dict.fromkeys(_THREADS, str(workers.threads))}
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers.count else 0
         # -1: a worker that is killed is no fault of the work; a shard over which several die is given up by the job.
         self.task = ray.remote(entry).options(
@@ -135,23 +140,20 @@ class _Ray:
         )
         self.threads = workers.threads
         self.running = [self._start() for _ in range(workers.count)]
-        self.empty = 0
 
     def _start(self) -> Any:
-        return self.task.remote(str(self.job.folder.resolve()), self.threads)
+        return self.task.remote(str(self.below.resolve()), self.threads)
 
-    def check(self) -> None:
+    def check(self, job: Job) -> None:
         """As `Crew.check`."""
-        self.job.recover()
+        job.recover()
         ended, self.running = self.ray.wait(self.running, num_returns=len(self.running), timeout=0)
         for one in ended:
             try:
-                done = self.ray.get(one)
+                self.ray.get(one)
             except Exception as error:
-                raise HardwonError(f"a worker of {self.job.folder} failed under Ray: {str(error).strip()[-500:]}") from error
-            self.empty = 0 if done else self.empty + 1
-            if not self.job.idle():
-                self.running.append(self._start())
+                raise HardwonError(f"a worker in {self.below} failed under Ray: {str(error).strip()[-500:]}") from error
+            self.running.append(self._start())
 
     def stop(self) -> None:
         """As `Crew.stop`."""
@@ -161,15 +163,37 @@ class _Ray:
             self.ray.shutdown()
 
 
+class _Kept:
+    """Crews that stay for several jobs."""
+
+    def __init__(self) -> None:
+        self.crews: dict[tuple[Path, Workers], Crew] = {}
+        self.open = 0
+
+
+_KEPT = _Kept()
+
+
 @contextlib.contextmanager
-def crew(job: Job, workers: Workers, entry: Callable[[str, int], int]) -> Iterator[Crew]:
-    """Workers at a job until the block ends; `entry(folder, threads)` is what Ray runs."""
-    made: Crew = _Ray(job, workers, entry) if workers.engine == "ray" else _Local(job, workers)
+def keeping() -> Iterator[None]:
+    """Within this, workers stay from one job to the next: starting them, and loading a model, takes seconds."""
+    _KEPT.open += 1
     try:
-        yield made
+        yield
     finally:
-        made.stop()
-        job.recover()
+        _KEPT.open -= 1
+        if not _KEPT.open:
+            while _KEPT.crews:
+                _KEPT.crews.popitem()[1].stop()
+
+
+@contextlib.contextmanager
+def _crew(below: Path, workers: Workers, entry: Entry) -> Iterator[Crew]:
+    with keeping():
+        if (below, workers) not in _KEPT.crews:
+            made: Crew = _Ray(below, workers, entry) if workers.engine == "ray" else _Local(below, workers)
+            _KEPT.crews[below, workers] = made
+        yield _KEPT.crews[below, workers]
 
 
 def spread(
@@ -178,7 +202,7 @@ def spread(
     *,
     rows: Sequence[Sequence[Any]],
     workers: Workers,
-    entry: Callable[[str, int], int],
+    entry: Entry,
 ) -> Iterator[Output | None]:
     """What comes of shards, in their order; None for one that failed, which the caller does itself, to see why.
 
@@ -189,21 +213,21 @@ def spread(
         task: what is done with each; its "kind" is known to `help_with`.
         rows: of each shard.
         workers: who does it.
-        entry: see `crew`.
+        entry: what a task of Ray does: help with all jobs below a folder, with so many threads.
 
     Raises:
         HardwonError: workers that cannot start, or die over a shard again and again.
     """
     job = Job.create(shards.folder_of(below, task), task, workers.lease_s)
     names = [job.put(part) for part in rows]
-    with crew(job, workers, entry) as those:
+    with _crew(below, workers, entry) as those:
         for part, name in zip(rows, names, strict=True):
             while True:
                 output = job.output(name)
                 failed = None if output else job.failure(name)
                 if output or failed:
                     break
-                those.check()
+                those.check(job)
                 if not job.known(name):  # damaged, or taken by another run that needed the same
                     job.put(part)
                 time.sleep(shards.POLL_S)

@@ -3,7 +3,6 @@
 Only the kinds below are known: a file names no code. Models are loaded as everywhere, from safetensors and without their code.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +13,8 @@ from typing import Any
 
 from hardwon.errors import ArtifactError, RecipeError, unknown
 from hardwon.items import Item, Picture, item_from_json
-from hardwon.shards import TASK, Job, Output, Work, work
+from hardwon.shards import POLL_S, TASK, Job, Output, Work, work
+from hardwon.spread.engines import PATIENCE_S
 
 ROOT = Path("/")  # pictures are named by their whole path: all workers see the same file system
 
@@ -89,54 +89,60 @@ def nearest(task: Mapping[str, Any]) -> Work:
 TASKS: Mapping[str, Callable[[Mapping[str, Any]], Work]] = {"embed": embed, "judge": judge, "nearest": nearest}
 
 
-def help_with(folder: Path, parent: int = 0) -> int:
-    """Work at the shards of a job until there are none; how many were done here.
-
-    Args:
-        folder: of the job.
-        parent: end when this process is no longer our parent; 0 goes on.
-
-    Raises:
-        ArtifactError: there is no such work.
-        RecipeError: it is of a kind that is not known.
-    """
-    _limit_threads(int(os.environ.get("HARDWON_THREADS", "0")))
-    job, task = Job.open(folder)
-    if task.get("kind") not in TASKS:
-        raise RecipeError(unknown("kind of work", task.get("kind"), TASKS))
-    return work(job, TASKS[task["kind"]](task), go_on=lambda: not parent or os.getppid() == parent)
-
-
-def help_everywhere(folder: Path, *, parent: int = 0, wait_s: float = 0.0) -> int:
-    """`help_with` the job in a folder, or one after the other with those below it; how many shards were done here.
+def help_with(folder: Path, *, parent: int = 0, wait_s: float = 0.0) -> int:
+    """Work at the shards of a job, or of all jobs below a folder, until there are none; how many were done here.
 
     Args:
         folder: of a job, or of several.
-        parent: as for `help_with`.
+        parent: end when this process is no longer our parent; 0 goes on.
         wait_s: how long to wait for a job to come, while there is none.
+
+    Raises:
+        ArtifactError: a job that cannot be read.
+        RecipeError: one of a kind that is not known.
     """
-    if (folder / TASK).exists():
-        return help_with(folder, parent)
-    count, end = 0, time.monotonic() + wait_s
-    while True:
-        done = 0
-        for task in sorted(folder.glob(f"*/{TASK}")):
-            if not Job(task.parent).idle():
-                with contextlib.suppress(FileNotFoundError):  # others have just ended it
-                    done += help_with(task.parent, parent)
+    _limit_threads(int(os.environ.get("HARDWON_THREADS", "0")))
+    helper, count, end = _Helper(), 0, time.monotonic() + wait_s
+    while not parent or os.getppid() == parent:
+        jobs = [folder] if (folder / TASK).exists() else [file.parent for file in sorted(folder.glob(f"*/{TASK}"))]
+        done = sum(helper.work(job, lambda: not parent or os.getppid() == parent) for job in jobs if not Job(job).idle())
         count += done
         if done:
             end = time.monotonic() + wait_s
         elif time.monotonic() >= end:
-            return count
+            break
         else:
-            time.sleep(1)
+            time.sleep(POLL_S)
+    return count
+
+
+class _Helper:
+    """Works at jobs; the model of the last one stays loaded."""
+
+    def __init__(self) -> None:
+        self.task: dict[str, Any] = {}
+        self.do: Work | None = None
+
+    def work(self, folder: Path, go_on: Callable[[], bool]) -> int:
+        """Work at one job."""
+        try:
+            job, task = Job.open(folder)
+        except ArtifactError:
+            if folder.exists():
+                raise
+            return 0  # others have just ended it
+        if task.get("kind") not in TASKS:
+            raise RecipeError(unknown("kind of work", task.get("kind"), TASKS))
+        if self.do is None or self.task != task:
+            self.do = None  # one model at a time
+            self.task, self.do = task, TASKS[task["kind"]](task)
+        return work(job, self.do, go_on=go_on)
 
 
 def by_ray(folder: str, threads: int) -> int:
     """What a task of Ray does."""
     os.environ["HARDWON_THREADS"] = str(threads)
-    return help_with(Path(folder))
+    return help_with(Path(folder), wait_s=PATIENCE_S)
 
 
 def _limit_threads(count: int) -> None:

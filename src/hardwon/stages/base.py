@@ -17,7 +17,7 @@ from hardwon.distributed import World
 from hardwon.errors import ArtifactError, RecipeError
 from hardwon.fetch import AllowedHosts
 from hardwon.progress import console
-from hardwon.spread.engines import Workers
+from hardwon.spread.engines import Workers, keeping
 
 MODELS = ("model", "judge", "rerank")  # fields of stages that name a model
 TOGETHER = ("train",)  # verbs of stages that all processes work on; any other is done by the first one for all
@@ -144,7 +144,8 @@ class Workspace:
         if world.first:
             with artifacts.writing(folder, stage.kind, inputs) as draft:
                 world.wait(what)
-                draft.stats["result"] = stage.make(self, draft)
+                with keeping():
+                    draft.stats["result"] = stage.make(self, draft)
         else:
             world.wait(what)
             stage.make(self, artifacts.Draft(folder, False, {}))
