@@ -38,6 +38,34 @@ def postgres():
                 server.cleanup()
 
 
+def process(target, *arguments):
+    """A process that has begun. What all of them need is imported once, before they are forked."""
+    multiprocessing.set_forkserver_preload(["hardwon.stages.indexing", "hardwon.training.run"])
+    made = multiprocessing.get_context("forkserver").Process(target=target, args=arguments)
+    made.start()
+    return made
+
+
+def indexing_slowly(folder, out, log):
+    """A process that indexes, and takes its time over each batch."""
+    from fakes import FakeEncoder
+
+    from hardwon.search import canaries
+    from hardwon.stages import following
+    from hardwon.stages.indexing import index_path
+
+    class Slow(FakeEncoder):
+        def encode(self, items, *, progress=""):
+            if len(items) != canaries.COUNT:
+                time.sleep(0.05)
+                with open(log, "a") as file:
+                    file.writelines(f"{item.text}\n" for item in items)
+            return super().encode(items)
+
+    following.BATCH = 5
+    index_path(Slow(dim=16), "someone/model", folder, out)
+
+
 def unit(count, seed, dim=DIM):
     """Unit vectors."""
     rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
@@ -145,19 +173,17 @@ def killed(store, folder, kills, seed, batch=4):
     name = stores_name(seed)
     stores.create(store, folder, name, SPACE).close()
     lost = torn = slow = 0
-    context = multiprocessing.get_context("forkserver")
     first = 0
     for _ in range(kills):
         before = len(log.read_text().splitlines())
-        process = context.Process(target=writing, args=(store, str(folder), name, str(log), first, batch))
-        process.start()
+        writer = process(writing, store, str(folder), name, str(log), first, batch)
         end = time.monotonic() + PATIENCE_S
         while len(log.read_text().splitlines()) < before + 2:
-            assert process.is_alive() and time.monotonic() < end, "the writer does not write"
+            assert writer.is_alive() and time.monotonic() < end, "the writer does not write"
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        process.join()
+        writer.kill()
+        writer.join()
         start = time.monotonic()
         opened = stores.opened(store, folder, name, SPACE)
         there = {int(row.id, 16) for row in opened.rows()}
@@ -208,16 +234,14 @@ def together(store, folder, workers, batches, readers, seed=0):
     name, context = stores_name(seed), multiprocessing.get_context("forkserver")
     stores.create(store, folder, name, SPACE).close()
     ended, failures = context.Event(), context.Queue()
-    looking = [context.Process(target=reading, args=(store, str(folder), name, ended, failures)) for _ in range(readers)]
-    working = [context.Process(target=adding, args=(store, str(folder), name, n, batches)) for n in range(workers)]
-    for process in [*looking, *working]:
-        process.start()
-    for process in working:
-        process.join()
+    looking = [process(reading, store, str(folder), name, ended, failures) for _ in range(readers)]
+    working = [process(adding, store, str(folder), name, n, batches) for n in range(workers)]
+    for each in working:
+        each.join()
     ended.set()
     found = []
-    for process in looking:
-        process.join(30)
+    for each in looking:
+        each.join(60)
     while not failures.empty():
         found.append(failures.get())
     found += [f"a writer ended with {p.exitcode}" for p in working if p.exitcode] + [

@@ -6,8 +6,6 @@ The tests try a sample of the same: what does the work lies in tests/stocked.py.
 import contextlib
 import io
 import json
-import multiprocessing
-import shutil
 import sys
 import tempfile
 import threading
@@ -47,7 +45,6 @@ KINDS = {
 @contextlib.contextmanager
 def places() -> Iterator[dict[str, str]]:
     """What `--store` says for each kind, with a real PostgreSQL for a while."""
-    multiprocessing.set_forkserver_preload(["stocked"])
     with stocked.postgres() as address:
         yield {kind: address if kind == "postgresql" else kind for kind in BACKENDS}
 
@@ -124,12 +121,12 @@ def vectors(times: int, seed: int) -> Outcome:
 
 
 def damage(times: int, seed: int) -> Outcome:
-    """F4: files cut or with a flipped bit; and how long looking takes."""
+    """F4: files cut or with a flipped bit; and how long looking takes (CPU: the machine may have more to do)."""
     with quiet() as folder:
         missed = stocked.damaged(folder, times, seed)
         rate = _seconds_per_gb(folder)
     return Outcome(
-        times, len(missed) + (rate >= 1), f"not found out: {', '.join(missed) or 'none'}; {rate:.2f} s a GB of checksums"
+        times, len(missed) + (rate >= 1), f"not found out: {', '.join(missed) or 'none'}; {rate:.2f} s of CPU a GB of checksums"
     )
 
 
@@ -139,9 +136,9 @@ def _seconds_per_gb(folder: Path) -> float:
     (folder / "large").write_bytes(bytes(256 << 20))
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         checksum(folder / "large")
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds) * 4
 
 
@@ -297,7 +294,6 @@ def drift(times: int, seed: int) -> Outcome:
             false += open_index(folder / "idx", encoder).drift() < canaries.ALARM
             encoder.angle = np.arccos(0.9985 - 0.5 * number / times)
             missed += not open_index(folder / "idx", encoder).drift() < canaries.ALARM
-            shutil.rmtree(folder / "none", ignore_errors=True)
     return Outcome(
         2 * times,
         false + missed,

@@ -1,5 +1,6 @@
 """What every store promises: a real folder, LanceDB, a real PostgreSQL with pgvector, Qdrant's local mode."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -93,12 +94,14 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(backend):
     assert batches >= 2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Qdrant's lock file, when it is refused
 def test_processes_write_and_read_together(backend):
     address, folder, name = backend
     if address == "qdrant":  # its local mode says that it takes one at a time
         store = created(backend)
         with pytest.raises(ArtifactError, match="one at a time"):
             stores.opened(address, folder, name, SPACE)
+        gc.collect()
         store.close()
         return
     count, wanted, errors = stocked.together(address, folder, 2, trials(4), 1)
