@@ -99,7 +99,7 @@ function size() {
 
 // Where a point is on the canvas: the whole map fits when scale is 1.
 function at(point, { width, height, side }) {
-  const wide = Math.min(width - 48, 1.6 * side);
+  const wide = Math.min(width - 48, 2.2 * side);
   return [width / 2 + (point.x - 0.5 - map.x) * wide * map.scale, height / 2 + (point.y - 0.5 - map.y) * side * map.scale];
 }
 
@@ -214,7 +214,7 @@ async function point(n, aloud = false) {
 const nameOf = (n) => (map.items.has(map.points[n].id) ? named(map.items.get(map.points[n].id)) : "");
 
 function zoom(factor, x, y) {
-  const box = size(), wide = Math.min(box.width - 48, 1.6 * box.side), scale = Math.max(1, Math.min(DEEPEST, map.scale * factor));
+  const box = size(), wide = Math.min(box.width - 48, 2.2 * box.side), scale = Math.max(1, Math.min(DEEPEST, map.scale * factor));
   x ??= box.width / 2;
   y ??= box.height / 2;
   map.x += ((x - box.width / 2) / wide) * (1 / map.scale - 1 / scale);
@@ -224,7 +224,7 @@ function zoom(factor, x, y) {
 }
 
 function pan(dx, dy) {
-  const box = size(), wide = Math.min(box.width - 48, 1.6 * box.side);
+  const box = size(), wide = Math.min(box.width - 48, 2.2 * box.side);
   map.x -= dx / wide / map.scale;
   map.y -= dy / box.side / map.scale;
   within();
