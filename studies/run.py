@@ -1,6 +1,8 @@
 """Running a study: cells in the order that their needs allow, in some processes; what is there already is not done again."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -73,12 +75,12 @@ def note(folder: Path, suite: Suite, prepared: dict[str, float], missing: int) -
 def _work(left: list[Cell], done: set[tuple[str, int]], material: Path, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Cells as they are done, each after what it needs; within that in the order of the plan."""
     if not workers:
-        _begin()
+        _begin(False)
         for cell in left:
             yield cell, _cell(cell, str(material))
         return
     under_way: dict[Future, Cell] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(True,))
     try:
         while left or under_way:
             for cell in [c for c in left if all((name, c.seed) in done for name in c.suite.entry(c.entry).needs)]:
@@ -99,10 +101,12 @@ def said(row: dict[str, Any]) -> str:
     return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"
 
 
-def _begin() -> None:
+def _begin(quiet: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if quiet:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the bars of this process would run into the one of all cells
 
 
 @cache

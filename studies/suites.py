@@ -97,9 +97,9 @@ def small() -> Suite:
 
 
 def tiny() -> Suite:
-    """The same rows at a size that says nothing: whether everything runs."""
-    made = small()
-    entries = tuple(replace(e, queries=8) if isinstance(e, Training) and e.queries else e for e in made.entries)
+    """The rows of all suites at a size that says nothing: whether everything runs."""
+    everything = {entry.name: entry for entry in (*small().entries, *sensitivity().entries)}.values()
+    entries = tuple(replace(e, queries=8) if isinstance(e, Training) and e.queries else e for e in everything)
     return Suite("tiny", TINY, entries, "whether everything runs")
 
 
