@@ -11,7 +11,7 @@ import studying
 
 ONE_OF_EACH = (
     *("llave", "topk", "scratch", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint"),
-    *("error-0.25", "copies-0.5-masked", "copies-0.5-judged", "wrong-0.1-llave"),
+    *("error-0.25", "copies-0.5-mined", "copies-0.5-judged", "wrong-0.1-llave"),
 )
 
 
@@ -107,6 +107,30 @@ def test_a_cell_of_another_plan_is_done_again(run, studied):
     other.write_text(json.dumps(row))
     cell.weights.with_name("infonce-1").write_bytes(cell.weights.read_bytes())
     assert finished(Cell(tiny(), "infonce", 1, studied / "tiny")) is None
+
+
+def test_a_cell_that_fails_stops_nobody_else(studied, tmp_path, monkeypatch):
+    """What needs it is left out as well; a later run tries again."""
+    from hardwon.errors import Diverged
+    from studies import run as runs
+    from studies.suites import tiny
+
+    (tmp_path / next(studied.glob("material-*")).name).symlink_to(next(studied.glob("material-*")))
+    do, said, plan = runs.run_cell, [], tiny().only(["llave", "mined"])
+
+    def stumbling(cell, material):
+        if cell.entry == "mine-nearest":
+            raise Diverged("the loss is nan", 3, ["abc"])
+        return do(cell, material)
+
+    monkeypatch.setattr(runs, "run_cell", stumbling)
+    rows = runs.study(plan, tmp_path, [0], workers=0, say=said.append)
+    assert [row["name"] for row in rows] == ["infonce", "colder", "llave"]
+    assert any("mine-nearest" in line and "the loss is nan" in line for line in said)
+    assert any("mined" in line and "mine-nearest" in line for line in said)
+    monkeypatch.setattr(runs, "run_cell", do)
+    rows = runs.study(plan, tmp_path, [0], workers=0, say=said.append)
+    assert [row["name"] for row in rows] == ["infonce", "colder", "llave", "mine-nearest", "mined"]
 
 
 def test_packed_hits_come_back():
