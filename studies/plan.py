@@ -186,9 +186,9 @@ class Suite:
         raise RecipeError(unknown("row", name, [one.name for one in self.entries]))
 
     def only(self, names: Sequence[str]) -> "Suite":
-        """Some rows, their controls and whatever they need."""
+        """Some rows, the baseline, their controls and whatever they need."""
         wanted: set[str] = set()
-        left = list(names)
+        left = [*names, TEACHER]
         while left:
             name = left.pop()
             if name not in wanted:

@@ -1,15 +1,18 @@
 """Running a study: cells in the order that their needs allow, in some processes; what is there already is not done again."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from hardwon.artifacts import environment, write_json
+from hardwon.errors import HardwonError
 from hardwon.progress import bar
 from studies.cells import Cell, run_cell
 from studies.material import Material, prepare
@@ -42,9 +45,13 @@ def study(
         with bar("cells", len(cells), "cells") as advance:
             advance(len(done))
             for cell, row in _work(left, set(done), folder / material_of(suite), workers):
-                done[cell.entry, cell.seed] = row
-                advance(1, f"{cell.entry}, seed {cell.seed}: {said(row)}")
-    return [done[c.entry, c.seed] for c in cells]
+                if isinstance(row, str):
+                    say(f"{cell.entry}, seed {cell.seed}, failed: {row}")
+                    advance(1)
+                else:
+                    done[cell.entry, cell.seed] = row
+                    advance(1, f"{cell.entry}, seed {cell.seed}: {said(row)}")
+    return [done[c.entry, c.seed] for c in cells if (c.entry, c.seed) in done]
 
 
 def material_of(suite: Suite) -> str:
@@ -70,27 +77,49 @@ def note(folder: Path, suite: Suite, prepared: dict[str, float], missing: int) -
     write_json(file, rows)
 
 
-def _work(left: list[Cell], done: set[tuple[str, int]], material: Path, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Cells as they are done, each after what it needs; within that in the order of the plan."""
-    if not workers:
-        _begin()
-        for cell in left:
-            yield cell, _cell(cell, str(material))
-        return
+def _work(
+    left: list[Cell], done: set[tuple[str, int]], material: Path, workers: int
+) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+    """Cells as they are done, each after what it needs, with the result or why there is none; else in the order of the plan."""
+    failed: set[tuple[str, int]] = set()
     under_way: dict[Future, Cell] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    pool = _pool(workers)
     try:
         while left or under_way:
-            for cell in [c for c in left if all((name, c.seed) in done for name in c.suite.entry(c.entry).needs)]:
-                if len(under_way) < workers:
+            for cell in list(left):
+                needs = [(name, cell.seed) for name in cell.suite.entry(cell.entry).needs]
+                lost = [name for name, seed in needs if (name, seed) in failed]
+                if lost:
+                    left.remove(cell)
+                    failed.add((cell.entry, cell.seed))
+                    yield cell, f"it needs {lost[0]}, which failed"
+                elif set(needs) <= done and len(under_way) < max(workers, 1):
                     left.remove(cell)
                     under_way[pool.submit(_cell, cell, str(material))] = cell
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                cell = under_way.pop(future)
-                yield cell, future.result()
-                done.add((cell.entry, cell.seed))
+                cell, row = under_way.pop(future), future.result()
+                (failed if isinstance(row, str) else done).add((cell.entry, cell.seed))
+                yield cell, row
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool(workers: int) -> Executor:
+    """Processes; or this one, which then does one cell at a time."""
+    if workers:
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(True,))
+    _begin(False)
+    return _Here()
+
+
+class _Here(Executor):
+    """Does what it is given at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *given: Any) -> Future:  # type: ignore[override]
+        """A future that is done."""
+        made: Future = Future()
+        made.set_result(fn(*given))
+        return made
 
 
 def said(row: dict[str, Any]) -> str:
@@ -99,10 +128,12 @@ def said(row: dict[str, Any]) -> str:
     return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"
 
 
-def _begin() -> None:
+def _begin(quiet: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if quiet:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the bars of this process would run into the one of all cells
 
 
 @cache
@@ -111,5 +142,9 @@ def _material(folder: str, thinned: bool) -> Material:
     return Material.load(Path(folder), thinned=thinned)
 
 
-def _cell(cell: Cell, material: str) -> dict[str, Any]:
-    return run_cell(cell, _material(material, not cell.suite.backbone))
+def _cell(cell: Cell, material: str) -> dict[str, Any] | str:
+    """The result, or why there is none: one row that cannot be trained does not stop the others."""
+    try:
+        return run_cell(cell, _material(material, not cell.suite.backbone))
+    except HardwonError as error:
+        return str(error)

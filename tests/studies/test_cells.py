@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
+import studying
 
-ONE_OF_EACH = ("llave", "topk", "scratch", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint")
-
-
-def quiet(*_):
-    pass
+ONE_OF_EACH = (
+    *("llave", "topk", "scratch", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint"),
+    *("error-0.25", "copies-0.5-mined", "copies-0.5-judged", "wrong-0.1-llave"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def run(studied, monkeypatch_module):
     # There are no annotations of shapes: the oracle knows the training pairs alone.
     nothing = oracle.Truth({}, {}, {})
     monkeypatch_module.setattr(oracle.Truth, "load", classmethod(lambda cls, folder: nothing))
-    rows = study(tiny().only(ONE_OF_EACH), studied, [0], workers=0, say=quiet)
+    rows = study(tiny().only(ONE_OF_EACH), studied, [0], workers=0, say=studying.quiet)
     return {row["name"]: row for row in rows}
 
 
@@ -79,38 +79,20 @@ def test_a_killed_run_goes_on(studied, tmp_path):
     for folder in (calm, out):
         folder.mkdir()
         (folder / next(studied.glob("material-*")).name).symlink_to(next(studied.glob("material-*")))
-    calmly = trained(calm)
+    calmly = studying.trained(calm)
     multiprocessing.set_forkserver_preload(["hardwon.training.run", "studies.run"])
-    process = multiprocessing.get_context("forkserver").Process(target=slowly, args=(out,))
+    process = multiprocessing.get_context("forkserver").Process(target=studying.endlessly, args=(out,))
     process.start()
     first = out / "tiny" / "cells" / "infonce-0.json"
     deadline = time.monotonic() + 250
-    while not first.is_file() and time.monotonic() < deadline:
+    while not first.is_file() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL and len(list(first.parent.glob("*.json"))) == 1
+    assert process.exitcode == -signal.SIGKILL and [f.name for f in first.parent.glob("*.json")] == [first.name]
     written = first.stat().st_mtime_ns
-    assert trained(out) == calmly
+    assert studying.trained(out) == calmly
     assert first.stat().st_mtime_ns == written
-
-
-def trained(folder):
-    """Everything of the results but the time they took."""
-    from studies.run import study
-    from studies.suites import tiny
-
-    rows = study(tiny().only(["llave"]), folder, [0], workers=0, say=quiet)
-    return [{k: v for k, v in row.items() if k not in ("seconds", "cpu", "memory MiB")} for row in rows]
-
-
-def slowly(folder):
-    """The same, without an end after the first cell."""
-    from studies import run as runs
-
-    do = runs.run_cell
-    runs.run_cell = lambda *given: (do(*given), time.sleep(1000))[0]
-    trained(folder)
 
 
 def test_a_cell_of_another_plan_is_done_again(run, studied):
@@ -125,6 +107,30 @@ def test_a_cell_of_another_plan_is_done_again(run, studied):
     other.write_text(json.dumps(row))
     cell.weights.with_name("infonce-1").write_bytes(cell.weights.read_bytes())
     assert finished(Cell(tiny(), "infonce", 1, studied / "tiny")) is None
+
+
+def test_a_cell_that_fails_stops_nobody_else(studied, tmp_path, monkeypatch):
+    """What needs it is left out as well; a later run tries again."""
+    from hardwon.errors import Diverged
+    from studies import run as runs
+    from studies.suites import tiny
+
+    (tmp_path / next(studied.glob("material-*")).name).symlink_to(next(studied.glob("material-*")))
+    do, said, plan = runs.run_cell, [], tiny().only(["llave", "mined"])
+
+    def stumbling(cell, material):
+        if cell.entry == "mine-nearest":
+            raise Diverged("the loss is nan", 3, ["abc"])
+        return do(cell, material)
+
+    monkeypatch.setattr(runs, "run_cell", stumbling)
+    rows = runs.study(plan, tmp_path, [0], workers=0, say=said.append)
+    assert [row["name"] for row in rows] == ["infonce", "colder", "llave"]
+    assert any("mine-nearest" in line and "the loss is nan" in line for line in said)
+    assert any("mined" in line and "mine-nearest" in line for line in said)
+    monkeypatch.setattr(runs, "run_cell", do)
+    rows = runs.study(plan, tmp_path, [0], workers=0, say=said.append)
+    assert [row["name"] for row in rows] == ["infonce", "colder", "llave", "mine-nearest", "mined"]
 
 
 def test_packed_hits_come_back():

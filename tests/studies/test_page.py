@@ -1,0 +1,108 @@
+"""The table and the page, from results that are made up and therefore known."""
+
+import random
+
+import pytest
+
+TASKS = {"category": 40, "text_to_image": 40, "text_to_image_far": 20, "grounding_openmoji": 20}
+
+
+def cell(name, seed, share, cpu=2.0, **more):
+    """A result with a share of hits; queries that are hit at a smaller share are hit at a larger one too."""
+    hits = {}
+    for task, count in TASKS.items():
+        order = random.Random(task).sample(range(count), count)
+        hits[task] = "".join("1" if order[n] < share * count else "0" for n in range(count))
+    row = {"name": name, "seed": seed, "hits": hits, "validation": share, "gap": dict.fromkeys(TASKS, share / 10)}
+    return row | {"encodings": {"training": 1000}, "cpu": {"train": cpu}, "seconds": {"train": 3.0}} | more
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two seeds of four rows: LLaVE ahead of both InfoNCE and its control, the margin behind, mining with its cost."""
+    from studies.table import keep, load
+
+    rows = []
+    for seed, luck in ((0, 0.0), (1, 0.025)):
+        rows += [cell(name, seed, share + luck) for name, share in SHARES.items()]
+        rows += [cell("judge", seed, 0.5) | {"encodings": {"training": 10, "mining": 20}}]
+        rows += [cell("mine-judged", seed, 0.5) | {"encodings": {"mining": 30, "judging": 40}}]
+    keep(rows, tmp_path / "small.json")
+    return load(tmp_path, "small")
+
+
+SHARES = {"infonce": 0.5, "colder": 0.45, "llave": 0.6, "margin": 0.4, "filtered": 0.5}
+
+
+def test_lines_know_gain_fair_control_and_cost(results):
+    from studies.table import lines
+
+    found = {line.entry.name: line for line in lines(results)}
+    assert set(found) == set(SHARES)
+    assert found["infonce"].gained is None and found["infonce"].means["all"] == pytest.approx(0.5125, abs=0.02)
+    assert found["llave"].gained.mean == pytest.approx(0.1, abs=0.01) and found["llave"].gained.clear
+    assert found["llave"].fair.mean == pytest.approx(0.15, abs=0.01)
+    assert found["margin"].fair is None and found["margin"].gained.high < 0
+    # The teacher's training, the judge's mining and training, the mining and judging of the round.
+    assert found["filtered"].before == 1000 + 30 + 70 and found["llave"].before == 0
+
+
+def test_groups_of_data_sets():
+    from studies.table import group_of, means
+
+    assert group_of("text_to_image_far") == ("retrieval", "ood") and group_of("category") == ("classification", "ind")
+    assert group_of("position_openmoji") == ("vqa", "ood") and group_of("grounding") == ("grounding", "ind")
+    import numpy as np
+
+    made = means({"category": np.array([[1.0, 0.0]]), "skin_tone": np.array([[1.0, 1.0]]), "grounding": np.array([[0.0]])})
+    assert made["all"] == 0.5 and made["classification"] == 0.75 and made["grounding"] == 0.0
+
+
+def test_verdict_says_what_the_numbers_say(results):
+    from studies.verdict import verdict
+
+    said = verdict(results)
+    assert "**LLaVE one-way**" in said and "InfoNCE on held-out concepts is reached" in said
+    ahead, behind, neither = (line for line in said.splitlines() if line.startswith("- **"))
+    assert "LLaVE one-way" in ahead and "constant margin" in behind and "judge filters" in neither
+    assert "fewer than three seeds" in said
+
+
+def test_page_is_written_with_its_plots(results, tmp_path):
+    from studies.page import write
+
+    write(tmp_path, tmp_path)
+    page = (tmp_path / "studies.md").read_text()
+    assert "| LLaVE one-way |" in page and "(InfoNCE at tau')" in page and "studies-rows.svg" in page
+    for name in ("studies-rows.svg", "studies-gap.svg"):
+        assert "LLaVE" in (tmp_path / name).read_text() or "llave" in (tmp_path / name).read_text()
+
+
+def test_only_takes_controls_and_needs():
+    from studies.suites import small
+
+    names = [one.name for one in small().only(["filtered", "llave"]).entries]
+    assert names == ["infonce", "colder", "llave", "judge", "mine-judged", "filtered"]
+
+
+def test_every_suite_is_whole():
+    """Controls and needs are entries of the plan, after what they need, and no name stands twice."""
+    from studies.suites import SUITES
+
+    for make in SUITES.values():
+        suite = make()
+        names = [entry.name for entry in suite.entries]
+        assert len(set(names)) == len(names)
+        for place, entry in enumerate(suite.entries):
+            assert set(entry.needs) <= set(names[:place])
+            assert not getattr(entry, "control", "") or entry.control in names
+
+
+def test_unknown_names_are_told():
+    from hardwon.errors import RecipeError
+    from studies.suites import small, suite_of
+
+    with pytest.raises(RecipeError, match="smal"):
+        suite_of("smal")
+    with pytest.raises(RecipeError, match="llave"):
+        small().only(["llav"])
