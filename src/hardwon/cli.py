@@ -87,15 +87,23 @@ def index(recipe: Recipe, out: Out, settings: Set, stage: Only = "") -> None:
 
 
 @app.command()
-def search(
+def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set)
     folder: Annotated[Path, typer.Argument(help="An index made by `hardwon index` or `hardwon run`.", show_default=False)],
     words: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
     image: Annotated[Path | None, typer.Option("--image", "-i", help="A picture to look for, alone or with words.")] = None,
     instruction: Annotated[str, typer.Option(help="Instruction that the model saw on such queries in training.")] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    rerank: Annotated[str, typer.Option(help="Reranker that reads the best candidates once more.")] = "",
+    fusion: Annotated[
+        str, typer.Option(help="What was learned of it, gate and all: a .fusion.json, or the folder of a stage that evaluated.")
+    ] = "",
+    depth: Annotated[int | None, typer.Option(help="Candidates that it reads; 10 if nothing says it.", min=1)] = None,
+    weight: Annotated[float | None, typer.Option(help="Of its log-odds beside the cosine; 0.05 if nothing says it.")] = None,
+    pairs: Annotated[float | None, typer.Option(help="Candidates that it may read at most: the best.", min=0)] = None,
+    milliseconds: Annotated[float | None, typer.Option(help="Time that its reading may take.", min=0)] = None,
 ) -> None:
-    """Search an index by words, by picture, or by both."""
+    """Search an index by words, by picture, or by both; with --rerank the best candidates are read once more."""
     from hardwon.models import Embedder
     from hardwon.pictures import check_picture
     from hardwon.search import Index
@@ -107,8 +115,21 @@ def search(
         check_picture(image)
     if not (folder / "model.json").is_file():
         raise ArtifactError(f"{folder} holds no index: make one with `hardwon index`")
+    if not rerank and (fusion or (depth, weight, pairs, milliseconds) != (None,) * 4):
+        raise typer.BadParameter(
+            "--fusion, --depth, --weight, --pairs and --milliseconds are about a reranker: name one with --rerank"
+        )
+    hide_loading()
     found = Index.load(folder / "index", Embedder.load(model_of(folder)))
-    hits = found.search(Item(words, () if image is None else (image.resolve(),), instruction), k=k)
+    query = Item(words, () if image is None else (image.resolve(),), instruction)
+    if rerank:
+        from hardwon.commands.reranked import show
+        from hardwon.stages.reranking import Rerank
+
+        fused = Rerank(rerank, fusion, depth, weight, pairs, milliseconds).load()
+        show(found, query, k, fused, None if as_json else _what)
+        return
+    hits = found.search(query, k=k)
     if as_json:
         for hit in hits:
             typer.echo(
