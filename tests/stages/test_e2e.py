@@ -18,6 +18,9 @@ from hardwon.models import Reranker
 from hardwon.search import Fused
 from hardwon.training.batches import batches
 
+# The candidate that tells a judge what to answer is longer than the 64 tokens of the tiny model leave room for.
+pytestmark = pytest.mark.filterwarnings("ignore:query and candidate come to more than the 64 tokens")
+
 RECIPE = """
 from hardwon.losses import InfoNCE, JudgeAlignment, Listwise, Pairwise
 from hardwon.mining import Hardest, Mining
@@ -190,6 +193,55 @@ def test_search_finds_the_indexed_pictures(done, capsys):
     assert hit["score"] == pytest.approx(1, abs=1e-3)
     assert call("search", "runs/own/index", "as blue", "--image", "pictures/red-bar.png") == 0
     assert "20 items searched" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("done")
+def test_search_reranks(capsys):
+    asked = ("search", "runs/own/index", "a red square", "-k", "6")
+    assert call(*asked, "--json") == 0
+    plain = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    again = ("--rerank", "runs/own/reranker", "--weight", "5", "--depth", "4")
+    assert call(*asked, *again, "--json") == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    reranker = Reranker.load("runs/own/reranker/model", device="cpu")
+    items = [Item(images=(Path(hit["images"][0]).resolve(),)) for hit in plain[:4]]
+    truth = [hit["score"] for hit in plain[:4]] + 5 * reranker.score(Item(text="a red square"), items)
+    order = np.argsort(-truth, kind="stable")
+    assert [hit["was"] for hit in hits] == [*(order + 1).tolist(), 5, 6]
+    assert [hit["score"] for hit in hits[:4]] == pytest.approx(truth[order].tolist(), abs=1e-4)
+    assert [hit["cosine"] for hit in hits] == [plain[hit["was"] - 1]["score"] for hit in hits]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5, 6]
+    assert call(*asked, *again, "--pairs", "2") == 0
+    out = capsys.readouterr().out
+    assert "20 items searched" in out
+    assert "The reranker read 2 of 4 candidates in" in out
+
+
+def test_search_uses_what_was_learned_of_the_reranker(done, capsys, tmp_path):
+    home, _ = done
+    learned = json.loads((home / "runs/own/eval-reranked/fusion.json").read_text())
+    asked = ("search", "runs/own/index", "a red square", "--rerank", "runs/own/reranker", "--fusion")
+    for passes, shown in (
+        (True, "The reranker read 4 of 4 candidates"),
+        (False, "The reranker read nothing: its gate does not"),
+    ):
+        (kind,) = learned["gate"]["kinds"]
+        gain = {"mean": 0.5 if passes else -0.5, "low": 0.1 if passes else -0.9, "high": 0.9}
+        kinds = [kind | {"gain": gain, "weight": 0.1, "margin": 9.0}]
+        (tmp_path / "fusion.json").write_text(json.dumps(learned | {"gate": {"kinds": kinds}}))
+        assert call(*asked, tmp_path) == 0
+        assert shown in capsys.readouterr().out
+    for wrong, message in (
+        ((tmp_path / "fusion.json", "--depth", "3"), "depth and weight of the reranker are in the fusion"),
+        ((tmp_path / "nowhere.json",), "nowhere.json is no fusion of a reranker (No such file or directory)"),
+        ((home / "pairs.jsonl",), "pairs.jsonl is no fusion of a reranker (not JSON"),
+    ):
+        assert call(*asked, *wrong) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert call("search", "runs/own/index", "a red square", "--rerank", "runs/own/round1") == 1
+    assert "is an embedder and gives no score of a pair" in capsys.readouterr().err
+    assert call("search", "runs/own/index", "a red square", "--pairs", "2") == 2
+    assert "are about a reranker: name one with --rerank" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_a_workspace_can_be_moved(done, capsys, tmp_path):

@@ -193,6 +193,40 @@ def test_what_was_learned_of_a_reranker_is_written(call, asked, tiny_vlm, tmp_pa
     assert [kind["weight"] for kind in told["gate"]["kinds"]] == [kind.weight for kind in fused.gate.kinds]
 
 
+def test_a_reranker_keeps_to_its_budget(call, asked, tiny_vlm, tmp_path, monkeypatch):
+    class Counts:
+        fingerprint = "counts"
+        read = 0
+
+        def score_pairs(self, pairs, *, progress=""):
+            self.read += len(pairs)
+            return np.array([float(len(item.text)) for _, item in pairs], dtype=np.float32)
+
+    def run(*options):
+        counts = Counts()
+        monkeypatch.setattr(evaluating, "load_reranker", lambda *_, **__: counts)
+        code, out, err = call("evaluate", tiny_vlm, asked, "--out", tmp_path / "a.json", "--device", "cpu", *options)
+        return code, " ".join((out + err).replace("│", " ").split()), counts.read
+
+    code, told, read = run("--rerank", "any")
+    assert (code, read) == (0, 400)  # ten of each of the 40 queries
+    assert "The reranker read 400 pairs, 10.0 per query of at most 10" in told
+    code, told, read = run("--rerank", "any", "--depth", "4", "--pairs", "1.6")
+    assert (code, read) == (0, 64)
+    assert "The reranker read 64 pairs, 1.6 per query of at most 4; it was asked about 16 of 40 queries (40 %)." in told
+    told_of = report(tmp_path / "a.json").made["rerank"]["budget"]
+    assert (told_of["pairs"], told_of["milliseconds"]) == (1.6, None)
+    code, told, read = run("--rerank", "any", "--milliseconds", "0")
+    assert (code, read) == (0, 0)
+    for options, message in (
+        (("--pairs", "2", "--depth", "3"), "--depth and --pairs are about a reranker: name it (--rerank)"),
+        (("--rerank", "any", "--weight", "0.1", "--held-out", "x"), "--held-out finds the weights: leave --weight out"),
+    ):
+        code, told, _ = run(*options)
+        assert code == 2
+        assert message in told
+
+
 def test_the_report_of_the_embedder_outlives_the_reranker(call, asked, tiny_vlm, tmp_path, monkeypatch):
     class Fails:
         fingerprint = "fails"

@@ -213,8 +213,9 @@ def test_files_that_the_demo_names_are_files_that_its_data_write():
                 assert name.split("/")[1] in written, name
 
 
-def test_the_reranker_goes_on_where_the_demo_ends():
-    demo, more = load(str(RECIPES / "demo.py")), load(str(RECIPES / "reranker.py"))
+@pytest.mark.parametrize("function", ["recipe", "distil"])
+def test_the_reranker_goes_on_where_the_demo_ends(function):
+    demo, more = load(str(RECIPES / "demo.py")), load(f"{RECIPES / 'reranker.py'}:{function}")
     outs = [stage.out for stage in demo]
     for stage in more:
         for name in filter(None, [*stage.reads(), getattr(stage, "root", "")]):

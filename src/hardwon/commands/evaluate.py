@@ -28,9 +28,17 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The report (.json); of a recipe the workspace.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the benchmark's data.", show_default=False)] = None,
     rerank: Annotated[str, typer.Option(help="Reranker that reads the best candidates once more.")] = "",
-    depth: Annotated[int, typer.Option(help="Candidates per query that it reads.", min=1)] = 10,
-    weight: Annotated[float, typer.Option(help="Of its log-odds beside the cosine, if nothing is held out.")] = 0.05,
+    depth: Annotated[int | None, typer.Option(help="Candidates per query that it reads; 10 if left out.", min=1)] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Of its log-odds beside the cosine, if nothing is held out; 0.05 if left out.")
+    ] = None,
     held_out: Annotated[str, typer.Option(help="Benchmark or pairs to learn weights and gate of the reranker from.")] = "",
+    pairs: Annotated[
+        float | None, typer.Option(help="Pairs that it may read, per query in the mean: the smallest margins first.", min=0)
+    ] = None,
+    milliseconds: Annotated[
+        float | None, typer.Option(help="Time that it may take, per query in the mean: the smallest margins first.", min=0)
+    ] = None,
     precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="Of the reranker.")] = "fp32",
     task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this data set. May be repeated.")] = None,
     budget: Annotated[int, typer.Option(help="Ask this many queries in all, drawn from every data set; 0: all.", min=0)] = 0,
@@ -65,9 +73,11 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     from hardwon.stages.evaluating import Evaluation
 
     hide_loading()
+    _check_reranking(rerank, {"--depth": depth, "--weight": weight, "--held-out": held_out or None}, (pairs, milliseconds))
     asked = Evaluation(
-        model, benchmark, root, rerank, depth, weight, held_out, precision, tuple(task or ()), budget,
-        device=device, label=label, on_error=on_error, leaks=leaks, workers=workers_of(workers, engine),
+        model, benchmark, root, rerank, depth or 10, 0.05 if weight is None else weight, held_out, precision,
+        tuple(task or ()), budget, device=device, label=label, on_error=on_error, leaks=leaks, pairs=pairs,
+        milliseconds=milliseconds, workers=workers_of(workers, engine),
     )  # fmt: skip
     report = asked.run(out, cache)
     Console().print(report)
@@ -76,6 +86,18 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     if "sample" in report.made:
         typer.echo(report.made["sample"])
     typer.echo(f"\nCompare it with another: hardwon compare {out or asked.home} OTHER.json --html page.html")
+
+
+def _check_reranking(rerank: str, options: dict[str, object], limits: tuple[float | None, float | None]) -> None:
+    """Refuse options of a reranker that can have no effect."""
+    given = [name for name, value in options.items() if value is not None]
+    given += [name for name, value in zip(("--pairs", "--milliseconds"), limits, strict=True) if value is not None]
+    if given and not rerank:
+        raise typer.BadParameter(
+            f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} about a reranker: name it (--rerank)"
+        )
+    if "--weight" in given and "--held-out" in given:
+        raise typer.BadParameter("--held-out finds the weights: leave --weight out, or --held-out")
 
 
 def compare(

@@ -1,6 +1,7 @@
 """`hardwon search`."""
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,15 @@ def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people se
     image: Annotated[Path | None, typer.Option("--image", "-i", help="A picture to look for, alone or with words.")] = None,
     instruction: Annotated[str, typer.Option(help="Instruction that the model saw on such queries in training.")] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    rerank: Annotated[str, typer.Option(help="A reranker's folder or name, which reads the best hits once more.")] = "",
-    depth: Annotated[int, typer.Option(help="Hits that it reads.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    rerank: Annotated[str, typer.Option(help="Reranker that reads the best candidates once more.")] = "",
+    fusion: Annotated[
+        str, typer.Option(help="What was learned of it, gate and all: a .fusion.json, or the folder of a stage that evaluated.")
+    ] = "",
+    depth: Annotated[int | None, typer.Option(help="Candidates that it reads; 10 if nothing says it.", min=1)] = None,
+    weight: Annotated[float | None, typer.Option(help="Of its log-odds beside the cosine; 0.05 if nothing says it.")] = None,
+    pairs: Annotated[float | None, typer.Option(help="Candidates that it may read at most: the best.", min=0)] = None,
+    milliseconds: Annotated[float | None, typer.Option(help="Time that its reading may take.", min=0)] = None,
     thumbnails: Annotated[
         bool | None,
         typer.Option(
@@ -29,51 +36,100 @@ def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people se
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda ...; the best there is if left out.")] = None,
 ) -> None:
-    """Search an index by words, by picture, or by both.
+    """Search an index by words, by picture, or by both; with --rerank the best candidates are read once more.
 
-    Each hit is told with its place and its cosine; with --rerank with the reranker's score, which fuses both.
+    Each hit is told with its place and its cosine; with --rerank also with the reranker's score, which fuses both, and with
+    the place it had before.
     """
-    from hardwon.models import Embedder, load_reranker
+    from hardwon.models import Embedder
     from hardwon.pictures import check_picture
-    from hardwon.search import Fused, model_named, open_index
+    from hardwon.search import model_named, open_index
+    from hardwon.stages.reranking import Rerank
 
     if not words and image is None:
         raise typer.BadParameter("give words, --image, or both")
     if as_json and thumbnails:
         raise typer.BadParameter("--json prints no pictures: leave --thumbnails out")
+    if not rerank and (fusion or (depth, weight, pairs, milliseconds) != (None,) * 4):
+        raise typer.BadParameter(
+            "--fusion, --depth, --weight, --pairs and --milliseconds are about a reranker: name one with --rerank"
+        )
     if image is not None:
         check_picture(image)
     model = model_named(folder)
     hide_loading()
     index = open_index(folder, Embedder.load(model, device=device))
-    reranker = Fused(load_reranker(rerank, device=device), depth) if rerank else None
+    query = Item(words, () if image is None else (image.resolve(),), instruction)
     try:
-        hits = index.search(Item(words, () if image is None else (image.resolve(),), instruction), k, reranker)
-        rows = index.rows([str(hit.id) for hit in hits])
+        fused = Rerank(rerank, fusion, depth, weight, pairs, milliseconds).load(device=device) if rerank else None
+        found = _Found(index, query, k, fused)
     finally:
         index.close()
     if as_json:
-        for hit, row in zip(hits, rows, strict=True):
-            told = {"rank": hit.rank, "score": round(hit.score, 6), "id": row.id, "place": row.place, "source": row.source}
-            typer.echo(json.dumps(told | hit.item.to_json(Path.cwd()), ensure_ascii=False))
+        for row in found.to_json():
+            typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    _show(hits, rows, len(index), thumbnails)
+    _show(found, thumbnails)
 
 
-def _show(hits: Any, rows: Any, total: int, thumbnails: bool | None) -> None:
+class _Found:
+    """The hits, their rows of the index, and what they were before a reranker read them."""
+
+    def __init__(self, index: Any, query: Item, k: int, fused: Any):
+        before = index.search(query, k if fused is None else max(k, fused.depth))
+        start = time.perf_counter()
+        after = before if fused is None else before.rerank(fused)
+        self.milliseconds = 1000 * (time.perf_counter() - start)
+        self.query, self.fused, self.before, self.pairs = query, fused, before, after.pairs
+        self.hits, self.total = after[:k], len(index)
+        self.rows = index.rows([str(hit.id) for hit in self.hits])
+        self.was = {hit.id: hit for hit in before}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = []
+        for hit, row in zip(self.hits, self.rows, strict=True):
+            told: dict[str, Any] = {"rank": hit.rank, "score": round(hit.score, 6)}
+            if self.fused is not None:
+                told |= {"was": self.was[hit.id].rank, "cosine": round(self.was[hit.id].score, 6)}
+            place = {"id": row.id, "place": row.place, "source": row.source}
+            made.append(told | place | hit.item.to_json(Path.cwd()))
+        return made
+
+    def verdict(self) -> str:
+        """What the reranker did, in words; "" if none was asked."""
+        if self.fused is None:
+            return ""
+        first = self.before[: self.fused.depth]
+        if self.pairs:
+            return f"The reranker read {self.pairs} of {len(first)} candidates in {self.milliseconds:.0f} ms."
+        import numpy as np
+
+        gate = self.fused.gate
+        gated = gate is not None and not gate.weights([self.query], np.array([[hit.score for hit in first]]))[0]
+        why = ": its gate does not expect it to help a query of this kind, or one this clear" if gated else ""
+        return f"The reranker read nothing{why}. This is the embedder's order."
+
+
+def _show(found: _Found, thumbnails: bool | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False)
     shown = _shower(thumbnails, console.is_terminal)
-    table = Table("rank", "score", "what", *(["picture"] if shown else []), title=f"{total} items searched")
-    for hit, row in zip(hits, rows, strict=True):
+    names = ["rank", "score", "what"] if found.fused is None else ["rank", "was", "score", "cosine", "what"]
+    table = Table(*names, *(["picture"] if shown else []), title=f"{found.total} items searched")
+    for hit, row in zip(found.hits, found.rows, strict=True):
         cells: list[Any] = [str(hit.rank), f"{hit.score:.3f}", escape(_what(hit.item, row.place))]
+        if found.fused is not None:
+            was = found.was[hit.id]
+            cells[1:2] = [str(was.rank), f"{hit.score:.3f}", f"{was.score:.3f}"]
         if shown:
             cells.append(shown(row.picture) if row.picture else "")
         table.add_row(*cells)
     console.print(table)
+    if verdict := found.verdict():
+        console.print(verdict)
 
 
 def _shower(thumbnails: bool | None, terminal: bool) -> Any:

@@ -46,9 +46,11 @@ class Reranking:
         read = self.reranked.made["rerank"]
         share = read["queries_read"] / read["queries"]
         each = read["pairs"] / read["queries"]
+        took = max(0.0, self.reranked.made["seconds_ranking"] - self.alone.made["seconds_ranking"])
         return (
             f"The reranker read {read['pairs']} pairs, {each:.1f} per query of at most {read['depth']}; it was asked about "
-            f"{read['queries_read']} of {read['queries']} queries ({100 * share:.0f} %)."
+            f"{read['queries_read']} of {read['queries']} queries ({100 * share:.0f} %). Ranking took about "
+            f"{1000 * took / read['queries']:.1f} ms per query longer."
         )
 
 

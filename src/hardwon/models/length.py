@@ -263,15 +263,14 @@ class Shares:
             texts: that stand in one row.
             room: tokens for all of them; what the tokenizer leaves of the model's length if None.
         """
-        most = self.model.max_seq_length
-        if room is None:
-            room = most - self.tokenizer.num_special_tokens_to_add(pair=len(texts) > 1)
-        if sum(len(text.encode()) for text in texts) <= room:  # a token is at least a byte
+        most = int(self.model.max_seq_length)
+        space = most - int(self.tokenizer.num_special_tokens_to_add(pair=len(texts) > 1)) if room is None else room
+        if sum(len(text.encode()) for text in texts) <= space:  # a token is at least a byte
             return None
-        lengths = [length(text, self.tokenizer, max(room, 1)) for text in texts]
-        if sum(lengths) <= room:
+        lengths = [length(text, self.tokenizer, max(space, 1)) for text in texts]
+        if sum(lengths) <= space:
             return None
-        share = share_of(lengths, room)
+        share = share_of(lengths, space)
         if len(texts) > 1 and not self._told:
             self._told = True
             warnings.warn(

@@ -28,7 +28,7 @@ from hardwon.evaluation.task import digests_of
 from hardwon.models import CachedEncoder, Embedder, load_reranker
 from hardwon.models.precision import Precision
 from hardwon.progress import console
-from hardwon.search import Fused
+from hardwon.search import Budget, Fused
 from hardwon.spread.engines import Workers
 from hardwon.spread.models import SpreadEncoder
 
@@ -57,6 +57,8 @@ class Evaluation:
         label: what the model is called in tables; its folder's name if empty.
         on_error: whether the other data sets are asked where one cannot be.
         leaks: training data that is looked through for what the benchmark asks; none if empty.
+        pairs: that the reranker may read, per query in the mean of a data set; no limit if None. See `Budget`.
+        milliseconds: that it may take, likewise.
         workers: who embeds; this process alone if None. The report is the same.
     """
 
@@ -75,6 +77,8 @@ class Evaluation:
     label: str = ""
     on_error: OnError = "raise"
     leaks: str = ""
+    pairs: float | None = None
+    milliseconds: float | None = None
     workers: Workers | None = None
 
     @property
@@ -112,7 +116,7 @@ class Evaluation:
                 self.benchmark, self.root, budget=self.budget, seed=self.seed, tasks=self.tasks, on_error=self.on_error
             )
         }
-        rerank = self._reranker(embedder, store) if self.rerank else None
+        rerank = replace(self._reranker(embedder, store), budget=self._budget()) if self.rerank else None
         label = f"{self.name} without reranker" if rerank else self.name
         report = evaluate(embedder, benchmark, tasks=self.tasks or None, label=label, on_error=self.on_error)
         if rerank:
@@ -140,6 +144,10 @@ class Evaluation:
         if self.workers is None:
             return embedder
         return SpreadEncoder(embedder, model_folder(self.model), workers=self.workers, below=store / "work")
+
+    def _budget(self) -> Budget | None:
+        limits = (self.pairs, self.milliseconds)
+        return None if limits == (None, None) else Budget(*limits)
 
     def _reranker(self, embedder: CachedEncoder, store: Path) -> Fused:
         folder = model_folder(self.rerank)
