@@ -72,7 +72,7 @@ class Team:
         for member in self.members:
             member.start()
 
-    def ended(self, patience: float = 90.0, of: int | None = None) -> list[Ended]:
+    def ended(self, patience: float = 200.0, of: int | None = None) -> list[Ended]:
         """How each ended, by rank; who has not within so many seconds, or is not among the first `of`, is killed."""
         times: dict[int, float] = {}
         while not set(range(len(self.members))[:of]) <= set(times) and time.monotonic() - self.began < patience:
