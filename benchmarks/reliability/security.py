@@ -55,7 +55,7 @@ def inside(times: int, seed: int) -> Outcome:
 
 
 TRIALS = (
-    Trial("D2w", "SIGKILL of workers that share work, and of who collects it", "0 lost, 0 twice, 1 shard redone each, same bytes",
+    Trial("D2w", "SIGKILL of workers that share work, and of who collects", "0 lost, 0 twice, 1 shard redone each, same bytes",
           50, killing("local", drivers=0.2, pause=0.15)),
     Trial("D2r", "the same with workers under Ray", "the same", 50, killing("ray", drivers=0.05, pause=0.15)),
     by_tests("D10", "two processes write one artifact; disk full; folder read-only", "an error or a whole one, never a mix",
