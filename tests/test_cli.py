@@ -160,7 +160,7 @@ def test_verbs_run_their_stages_only(call, recipe, tmp_path):
         (("train", "--stage", "c"), "c is a stage to mine, not to train; `hardwon run` runs stages of every kind"),
         (("evaluate",), "has no stage to evaluate"),
         (("index",), "has no stage to index"),
-        (("run", "--set", "a.txt=5"), "a.txt: unknown field 'txt': did you mean 'text'?"),
+        (("run", "--set", "a.txt=5"), "--set a.txt=5: nothing has a field 'txt': did you mean 'text'?"),
         (("run", "--set", "a.text"), "--set takes stage.field=value, got 'a.text'"),
     ],
 )
@@ -290,7 +290,7 @@ def test_demo_runs_the_recipe_of_the_source_tree(call, monkeypatch):
     calls = []
     monkeypatch.setattr(cli, "run", lambda *arguments: calls.append(arguments))
     assert call("demo")[0] == call("demo", "--quick", "--out", "elsewhere")[0] == 0
-    (full, place, _), (quick, elsewhere, _) = calls
+    (full, place, *_), (quick, elsewhere, *_) = calls
     assert full.endswith("recipes/demo.py:recipe")
     assert quick.endswith("recipes/demo.py:quick")
     assert (str(place), str(elsewhere)) == ("runs/demo", "elsewhere")

@@ -19,7 +19,8 @@ def test_there_are_pages_with_code():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_says_is_printed(page):
+def test_what_a_page_says_is_printed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a page may write
     names: dict = {}
     for number, block in enumerate(blocks(page)):
         said = io.StringIO()

@@ -55,12 +55,12 @@ def inside(times: int, seed: int) -> Outcome:
 
 
 TRIALS = (
-    Trial("D2w", "SIGKILL of workers that share work, and of who collects it", "0 lost, 0 twice, 1 shard redone each, same bytes",
+    Trial("D2w", "SIGKILL of workers that share work, and of who collects", "0 lost, 0 twice, 1 shard redone each, same bytes",
           50, killing("local", drivers=0.2, pause=0.15)),
     Trial("D2r", "the same with workers under Ray", "the same", 50, killing("ray", drivers=0.05, pause=0.15)),
     by_tests("D10", "two processes write one artifact; disk full; folder read-only", "an error or a whole one, never a mix",
              "tests/faults/test_writers.py", each=15, full=150),
-    Trial("G1", "pictures' addresses that lead inside: written, resolved, rebound, redirected", "0 connections", 229, inside),
+    Trial("G1", "pictures' addresses that lead inside: written, resolved, rebound, redirected", "0 connections", 225, inside),
     by_tests("G2", "paths of pictures that lead out of the root", "0 files opened", f"{MALICIOUS} no_path", each=130, full=130),
     by_tests("G9", "folders that run code if they are believed", "0 canaries", f"{MALICIOUS} not no_path", each=41, full=41),
     by_tests("A12", "JSON lines: whole, damaged, or anything", "rows read + reported = rows; only our errors",

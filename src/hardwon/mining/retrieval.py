@@ -18,11 +18,11 @@ from hardwon.mining.choose import Found, Hit, looked_at
 from hardwon.mining.copies import Copies
 from hardwon.mining.retrieved import Hits
 from hardwon.mining.settings import Mining
-from hardwon.models import Encoder
+from hardwon.models import CachedEncoder, Encoder
 from hardwon.randomness import generator
 from hardwon.search.retrieve import Found as Nearest
 from hardwon.search.retrieve import checked, nearest
-from hardwon.spread.engines import Workers
+from hardwon.spread.models import SpreadEncoder
 from hardwon.spread.search import Asked, nearest_of
 
 BLOCK = 1024  # queries searched between two writes
@@ -58,18 +58,14 @@ def retrieve_all(
     embedder: Encoder,
     settings: Mining,
     store: Path | None = None,
-    workers: Workers | None = None,
 ) -> list[Found]:
     """The most similar candidates of the pool for each of the rows; each distinct item is embedded once.
 
-    With a store, what was found before is not searched for again, and an interrupted search goes on at the next block; then
-    it can be searched by several workers, too.
+    With a store, what was found before is not searched for again, and an interrupted search goes on at the next block.
     """
     by_source = pools(examples, settings)
     blocks = _blocks(examples, rows, by_source, settings)
     search = _Search(blocks, by_source, [examples[row] for row in rows], embedder, settings)
-    if workers is not None and store is not None:
-        search.spread = workers, store / "work"
     inputs = _inputs(blocks, by_source, search, settings)
     found: dict[int, Found] = {}
     for block, hits in zip(
@@ -128,7 +124,8 @@ class _Search:
         self.asked, self.copies = asked, None if settings.copies is None else Copies()
         self.queries, self.golds = [e.query.key for e in asked], [e.gold[0].key for e in asked]
         self._corpus: tuple[str, np.ndarray] | None = None
-        self.spread: tuple[Workers, Path] | None = None  # who searches, and where they find their work
+        own = embedder.encoder if isinstance(embedder, CachedEncoder) else embedder
+        self.spread = own if isinstance(own, SpreadEncoder) else None  # whose workers search, too
 
     def prepare(self) -> None:
         """Embed queries and candidates."""
@@ -152,12 +149,12 @@ class _Search:
         if self.spread is None or not numbers:
             yield from map(self, numbers)
             return
-        workers, below = self.spread
+        spread = self.spread
         blocks = [self.blocks[n] for n in numbers]
         pools = {name: self._pool(name) for name in dict.fromkeys(block.pool for block in blocks)}
         asked = checked(self._vectors[0], self._vectors[1][:0])[0]
         wanted = [Asked(block.pool, block.places, block.barred) for block in blocks]
-        found = nearest_of(asked, pools, blocks=wanted, depth=self.depth, workers=workers, below=below)
+        found = nearest_of(asked, pools, blocks=wanted, depth=self.depth, workers=spread.workers, below=spread.below)
         for block, hits in zip(blocks, found, strict=True):
             yield self._hits(block, hits)
 

@@ -22,7 +22,6 @@ from hardwon.mining.retrieval import retrieve_all, rows_to_mine
 from hardwon.mining.settings import Mining
 from hardwon.models import CachedEncoder, Encoder, Judgements, Scorer, YesNo
 from hardwon.models.left_out import readable
-from hardwon.spread.engines import Workers
 
 FILES = ("examples.jsonl", "ledger.parquet", "summary.json")
 
@@ -86,20 +85,17 @@ def mine(
     *,
     settings: Mining | None = None,
     store: Path | None = None,
-    workers: Workers | None = None,
 ) -> Mined:
     """Hard negatives for the examples.
 
     Args:
         examples: the training set; its candidates are the pool.
-        embedder: retrieves.
+        embedder: retrieves. The workers of a `SpreadEncoder` search, too.
         judge: grades; a scorer's scores are log-odds. None: candidates are kept unjudged, without grades.
         settings: see `Mining`.
         store: folder where vectors and judgements are kept as they come, so that an interrupted run goes on. Give all runs of
             a project the same one: what is kept there of the same model, item or pair is not computed again, so a round with
             another embedder judges only pairs that were never judged. None: nothing is written.
-        workers: who searches, if there is a store; embedding and judging are spread by a `SpreadEncoder` and a `SpreadJudge`.
-            The result is the same.
 
     Raises:
         DataError: no examples, or nothing in the pool but positives.
@@ -113,7 +109,7 @@ def mine(
     encoder = embedder if isinstance(embedder, CachedEncoder) else CachedEncoder(embedder, store)
     known = readable(
         examples,
-        lambda some: retrieve_all(some, rows_to_mine(some, settings), encoder, settings, store, workers),
+        lambda some: retrieve_all(some, rows_to_mine(some, settings), encoder, settings, store),
         settings,
         "mining",
     )

@@ -288,8 +288,7 @@ class Mine:
             draft.stats["blend"] = {"bias": judge.bias, "cosine": judge.of_cosine, "odds": judge.of_odds}
         if workspace.workers is not None and judge is not None:
             judge = self._spread(workspace, judge)
-        kept_in = workspace.root / "judgements"
-        mined = mine(examples, embedder, judge, settings=settings, store=kept_in, workers=workspace.workers)
+        mined = mine(examples, embedder, judge, settings=settings, store=workspace.root / "judgements")
         data = workspace.path(self.data)
         mined.write(draft.path, workspace.path(self.root) if self.root else data if data.is_dir() else data.parent)
         draft.stats |= mined.stats

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from hardwon.artifacts import Draft, write_json
 from hardwon.data import images
-from hardwon.errors import RecipeError, unknown
+from hardwon.data.read_files import read_table
+from hardwon.errors import ArtifactError, BadRow, BadRows, DataError, RecipeError, unknown
 from hardwon.evaluation import (
     Benchmark,
     benchmark_of,
@@ -124,7 +125,7 @@ class BuildIndex:
     Attributes:
         out: see `Stage`.
         model: embedder.
-        items: a folder of pictures, or JSON lines of items (`text`, `image`, ...).
+        items: a folder of pictures, or a file with an item in each row (`text`, `image`, ...): JSON lines, CSV, Parquet.
         root: folder that picture paths in JSON lines are relative to, if not the file's.
     """
 
@@ -152,14 +153,32 @@ class BuildIndex:
 
 
 def model_of(index: Path) -> Path | str:
-    """Folder of the model that made an index, or its name on the hub."""
-    model = json.loads((index / "model.json").read_text(encoding="utf-8"))["model"]
+    """Folder of the model that made an index, or its name on the hub. Raises ArtifactError if that cannot be read."""
+    try:
+        model = str(json.loads((index / "model.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{index / 'model.json'} cannot be read ({error}): build the index again") from error
     return (index / model).resolve() if model.startswith("..") else model
 
 
 def load_items(path: Path, root: Path | None) -> list[Item]:
-    """Items of a folder of pictures or of a file of JSON lines."""
+    """Items of a folder of pictures, or of a file that has one in each row.
+
+    Raises:
+        BadRows: rows that are no items; names line and reason of each.
+        DataError: nothing there, or a kind of file that is not read.
+    """
     if path.is_dir():
         return list(images(path))
-    with open(path, encoding="utf-8") as file:
-        return [item_from_json(json.loads(line), root or path.parent) for line in file if line.strip()]
+    items, bad, count = [], [], 0
+    for record in read_table(path):
+        count += 1
+        try:
+            if record.reason:
+                raise DataError(record.reason)
+            items.append(item_from_json(record.row, root or path.parent))
+        except DataError as error:
+            bad.append(BadRow(str(record.file), record.line, str(error)))
+    if bad:
+        raise BadRows(bad, count, "Mend them: an item has text, image, images, video or instruction")
+    return items
