@@ -16,7 +16,7 @@ from hardwon.commands import search
 from hardwon.items import Item
 
 VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "serve")
-VERBS += ("inspect", "export", "assets", "doctor")
+VERBS += ("inspect", "export", "assets", "doctor", "work")
 RECIPE = """
 import os
 import signal

@@ -41,7 +41,8 @@ def render(file: Path, into: Path, name: str, *, dpi: int = DPI) -> list[Path]:
                 width, height = page.get_size()
                 scale = min(dpi / POINTS, (MAX_PIXELS / max(width * height, 1)) ** 0.5 * 0.99)
                 with replacing(target) as neighbour:
-                    page.render(scale=scale).to_pil().convert("RGB").save(neighbour, "JPEG", quality=90)
+                    drawn = page.render(scale=scale)  # pyright: ignore[reportArgumentType]  (a fraction, whatever it says)
+                    drawn.to_pil().convert("RGB").save(neighbour, "JPEG", quality=90)
                 page.close()
             made.append(target)
     except pypdfium2.PdfiumError as error:

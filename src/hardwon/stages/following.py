@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hardwon.artifacts import fingerprint, write_json
-from hardwon.data.gather import File, Reading, Thing, listed, things
+from hardwon.data.gather import File, Listing, Reading, Thing, listed, things
 from hardwon.errors import BadItems, BadRow, DataError, ModelError
 from hardwon.items import Item
 from hardwon.models.scorer import Encoder
