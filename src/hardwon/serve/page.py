@@ -159,10 +159,11 @@ class Page:
         """What the map shows; drawn again when the index has grown or shrunk."""
         index = self._there()
         async with self._one:
-            if self._drawn is None or self._drawn.held != len(index):
+            drawn = self._drawn
+            if drawn is None or drawn.held != len(index):
                 self.close()
-                self._drawn = await self._run(lambda: _drawn(index))
-            return self._drawn
+                drawn = self._drawn = await self._run(lambda: _drawn(index))
+            return drawn
 
     def _there(self) -> StoredIndex:
         if self._index is None:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -51,7 +52,7 @@ def flattened(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n 2"]
     if n > 4 and values[0] > 1e-6:
         from sklearn.manifold import TSNE
 
-        start = made / max(float(made[:, 0].std()), 1e-12) * 1e-4
+        start: Any = made / max(float(made[:, 0].std()), 1e-12) * 1e-4
         made = TSNE(2, perplexity=min(PERPLEXITY, (n - 1) / 3), init=start, random_state=SEED, n_jobs=1).fit_transform(kept)
     return _squared(made)
 
