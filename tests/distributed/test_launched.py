@@ -15,11 +15,15 @@ from safetensors.torch import load_file
 from hardwon import artifacts
 
 RECIPE = """
+import os
+from pathlib import Path
+
 from hardwon.losses import InfoNCE
 from hardwon.stages import Train
 from hardwon.training import Groups, Settings
 
 def recipe():
+    Path(__file__).with_name("process-" + os.environ.get("RANK", "alone")).touch()
     settings = Settings(batch_size=7, negatives=1, learning_rate=1e-3, groups=Groups(size=2, skip=0))
     return (Train("embedder", model={model!r}, data={data!r}, loss=InfoNCE(0.1, hardness=2.0), steps=6, settings=settings),)
 """
@@ -73,21 +77,31 @@ def test_the_artifact_is_that_of_one_process(size, more, recipe, truth, tmp_path
     assert [end.code for end in ended] == [0] * size  # done before
 
 
-LAUNCHERS = {
+LAUNCHERS = {  # with --cpu, accelerate starts one process
     "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "hardwon.cli"),
-    "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "hardwon.cli"),
+    "accelerate": (
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "hardwon.cli",
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_by_a_real_launcher(name, recipe, truth, tmp_path):
+    for path in recipe.parent.glob("process-*"):
+        path.unlink()
     port = ("--main_process_port", str(processes._free_port())) if name == "accelerate" else ()
     module, *options = LAUNCHERS[name]
     command = [sys.executable, "-m", module, *port, *options, "train", str(recipe), "--out", str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in recipe.parent.glob("process-*")} == {"process-0", "process-1"}
     check(tmp_path / "run" / "embedder", truth)
 
 

@@ -63,6 +63,7 @@ class TestRows:
             "rate": 0.5,
             "learning_rate": 1e-4,
             "items": 90,
+            "masked": 0,
             "items_per_second": 225.0,
             "seconds": 0.4,
         }

@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,11 @@ def metrics_log(out: Path | None, start: int, title: str, track: Sequence[str]) 
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     late = [row for row in rows if row.get("step", 0) > start]
     out.mkdir(parents=True, exist_ok=True)
-    # All or nothing: a run that is killed right now has its log still.
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start))
-    with tracking(track, title=title, out=out, start=start, dropped=late) as tell, open(path, "a", encoding="utf-8") as file:
+    with ExitStack() as stack:
+        tell = stack.enter_context(tracking(track, title=title, out=out, start=start, dropped=late))
+        # All or nothing: a run that is killed right now has its log still.
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= start))
+        file = stack.enter_context(open(path, "a", encoding="utf-8"))
 
         def log(row: Row) -> None:
             file.write(json.dumps(row) + "\n")
