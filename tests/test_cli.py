@@ -14,7 +14,7 @@ from hardwon import artifacts, cli
 from hardwon.items import Item
 
 VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "serve")
-VERBS += ("inspect", "export", "assets", "doctor")
+VERBS += ("inspect", "export", "assets", "doctor", "work")
 RECIPE = """
 from dataclasses import dataclass
 from typing import ClassVar
