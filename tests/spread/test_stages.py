@@ -68,13 +68,15 @@ def killing(folder, kind):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 break
-            time.sleep(0.001)
+            time.sleep(0.005)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    yield killed
-    over.set()
-    thread.join()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
 
 
 def files(folder):
