@@ -265,3 +265,22 @@ def test_an_index_of_a_recipe_opens_too(tmp_path, encoder):
     assert len(rows) == 3 and vectors.shape == (3, 16)
     with pytest.raises(ArtifactError, match="made by a recipe"):
         index.store.delete([rows[0].id])
+
+
+def test_hits_are_reranked_and_vectors_searched(folder, tmp_path, encoder):
+    from fakes import RuleJudge
+
+    from hardwon.search import Fused
+
+    index_path(encoder, MODEL, folder, tmp_path / "idx")
+    index = open_index(tmp_path / "idx").with_encoder(encoder)
+    judge = RuleJudge(lambda query, item: 9.0 if item.text == "second" else -9.0)
+    hits = index.search(Item(text="first"), 3, Fused(judge, depth=6, weight=1.0))
+    assert hits[0].item.text == "second"
+    assert hits.pairs == 6
+    ids = [str(hit.id) for hit in hits]
+    assert [row.id for row, _ in index.search_vectors(index.vectors(ids), 1)[0]] == ids[:1]
+    with pytest.raises(DataError, match="no row"):
+        index.row("0" * 32)
+    with pytest.raises(ArtifactError, match="opened without its encoder"):
+        open_index(tmp_path / "idx").search(Item(text="x"))
