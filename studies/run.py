@@ -16,7 +16,7 @@ from hardwon.errors import HardwonError
 from hardwon.progress import bar
 from studies.cells import Cell, run_cell
 from studies.material import Material, prepare
-from studies.plan import Suite
+from studies.plan import Reranking, Suite
 
 
 def study(
@@ -37,7 +37,9 @@ def study(
     began, spent = time.perf_counter(), time.process_time()
     prepare(folder / material_of(suite), suite.scale.size, cache=cache, say=say)
     prepared = {"seconds": round(time.perf_counter() - began, 1), "cpu": round(time.process_time() - spent, 1)}
-    cells = [Cell(suite, entry.name, seed, folder / suite.name) for seed in seeds for entry in suite.entries]
+    late = [entry for entry in suite.entries if isinstance(entry, Reranking) and not entry.judge]  # nothing waits for them
+    early = [entry for entry in suite.entries if entry not in late]
+    cells = [Cell(suite, e.name, seed, folder / suite.name) for some in (early, late) for seed in seeds for e in some]
     done = {(c.entry, c.seed): row for c in cells if (row := finished(c)) is not None}
     note(folder / suite.name, suite, prepared, len(cells) - len(done))
     left = [c for c in cells if (c.entry, c.seed) not in done]
