@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -130,12 +131,20 @@ def said(row: dict[str, Any]) -> str:
     return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"
 
 
-def _begin(quiet: bool) -> None:
+def _begin(worker: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if quiet:
+    if worker:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the bars of this process would run into the one of all cells
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed must not go on: it would do the cells of the next run twice."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @cache
