@@ -34,7 +34,9 @@ from studies.plan import TEACHER, Entry, MiningRound, Plant, Reranking, Scale, S
 from studies.plant import planted
 from studies.trunk import Encoding, Scoring, SmallEmbedder, SmallReranker
 
-KEEP, DEPTH, RERANKED = 2, 24, 10  # negatives mined per query; near misses a reranker learns from; candidates it reads
+KEEP, RERANKED = 2, 10  # negatives mined per query; candidates a reranker reads
+NEAR = Mining(depth=24, keep=8, skip=1, selector=Cyclic(2))  # what a reranker learns from
+QUERIES, LONGER = 4000, 3  # one that is measured: for so many pairs, and so much longer than a judge
 # Largest norm of a step's gradient. It is always longer, so that all rows step with gradients of the same norm and what is
 # compared is their direction; each cell says in which share of its steps that was so.
 CLIP = 0.02
@@ -279,9 +281,10 @@ def _rerank(cell: Cell, row: Reranking, material: Material, clock: Clock) -> dic
     encoder = Encoding(embedder)
     some = tuple(e for e in material.train if not row.sources or e.source in row.sources)
     with clock.on("mine"):
-        near = mine(some, encoder, settings=Mining(depth=DEPTH, keep=8, skip=1, selector=Cyclic(2), seed=cell.seed)).examples
+        how = replace(NEAR, seed=cell.seed, queries=None if row.judge else QUERIES)
+        near = mine(some, encoder, settings=how).examples
     model = SmallReranker.start_from(embedder, cell.seed)
-    steps = scale.judge_steps if row.judge else scale.reranker_steps
+    steps = scale.judge_steps if row.judge else LONGER * scale.reranker_steps
     with clock.on("train"):
         loss = train_reranker(model, near, row, steps, scale, cell.seed)
     save_file({name: value.contiguous() for name, value in model.module.state_dict().items()}, cell.weights)

@@ -23,7 +23,7 @@ class Scale:
         encodings: items of a step at most: twice the queries, or fewer queries with negatives of their own.
         rate: peak learning rate.
         judge_steps: updates of the judge.
-        reranker_steps: updates of a reranker that is evaluated.
+        reranker_steps: a third of the updates of a reranker that is measured.
         mined: examples that negatives are mined for; all if None.
         depth: candidates that the judge reads for each.
         align: updates of the projector alone, with which every row begins; see `studies.align`.

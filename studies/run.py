@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -16,7 +17,7 @@ from hardwon.errors import HardwonError
 from hardwon.progress import bar
 from studies.cells import Cell, run_cell
 from studies.material import Material, prepare
-from studies.plan import Suite
+from studies.plan import Reranking, Suite
 
 
 def study(
@@ -37,7 +38,9 @@ def study(
     began, spent = time.perf_counter(), time.process_time()
     prepare(folder / material_of(suite), suite.scale.size, cache=cache, say=say)
     prepared = {"seconds": round(time.perf_counter() - began, 1), "cpu": round(time.process_time() - spent, 1)}
-    cells = [Cell(suite, entry.name, seed, folder / suite.name) for seed in seeds for entry in suite.entries]
+    late = [entry for entry in suite.entries if isinstance(entry, Reranking) and not entry.judge]  # nothing waits for them
+    early = [entry for entry in suite.entries if entry not in late]
+    cells = [Cell(suite, e.name, seed, folder / suite.name) for some in (early, late) for seed in seeds for e in some]
     done = {(c.entry, c.seed): row for c in cells if (row := finished(c)) is not None}
     note(folder / suite.name, suite, prepared, len(cells) - len(done))
     left = [c for c in cells if (c.entry, c.seed) not in done]
@@ -128,12 +131,20 @@ def said(row: dict[str, Any]) -> str:
     return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"
 
 
-def _begin(quiet: bool) -> None:
+def _begin(worker: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if quiet:
+    if worker:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # the bars of this process would run into the one of all cells
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed must not go on: it would do the cells of the next run twice."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @cache

@@ -75,13 +75,8 @@ def recipes() -> tuple[Entry, ...]:
     return (
         # The alignment takes about as long as 0.3 of the steps: equal wall-clock with whoever begins with it.
         Training("scratch", "InfoNCE, not aligned, 1.3 x the steps", "recipes", PLAIN, unaligned=True, longer=1.3),
-        Training("warm", "symmetric, temperature 0.08", "recipes", InfoNCE(0.08, symmetric=True), control="symmetric"),
-        Training("fast", "symmetric, twice the learning rate", "recipes", both, pace=2.0, control="symmetric"),
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
         Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="symmetric"),
-        Training(
-            "best-fast", "symmetric, averaged, twice the rate", "recipes", both, average=0.3, pace=2.0, control="symmetric"
-        ),
     )
 
 
