@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+import vlms
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,3 +150,19 @@ def test_cost_grows_with_words_and_pictures(vlm, pictures):
 def test_modalities(vlm, text_model):
     assert set(vlm.body.modalities) == {"text", "image"}
     assert text_model.body.modalities == ("text",)
+
+
+@pytest.mark.parametrize("more", ["", '{% if tools %}{"type": "function"}{% endif %}'], ids=["strings", "with tools"])
+def test_a_template_of_strings_is_given_strings(more, tmp_path):
+    """Sentence-transformers takes a template that speaks of the type of tools for one of parts, and would embed their repr."""
+    from sentence_transformers import SentenceTransformer
+
+    ours = Embedder.load(vlms.build_words(tmp_path / "words", vlms.STRINGS + more), device="cpu")
+    said = "it's\nred"
+    ids = ours.body.features([[Item(said)]])["input_ids"][0]
+    assert ours.body.tokenizer.decode(ids) == f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+    ours.save(tmp_path / "saved")
+    theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert theirs.preprocess([said])["input_ids"][0].tolist() == ids.tolist()
+    loaded = Embedder.load(tmp_path / "saved", device="cpu")
+    assert loaded.body.identity() == ours.body.identity()

@@ -116,6 +116,16 @@ def test_what_is_saved_needs_nothing_but_sentence_transformers(name, rerankers, 
     np.testing.assert_allclose(made, ours.score(told, [some[0][1]]), atol=1e-4)
 
 
+def log_odds(reranker, query, candidate, template):
+    """Of the answer Yes to a prompt that is written here, by hand."""
+    said = f"{ASKED.text}\n\nQuery:\nFind it.\n{query}\n\nCandidate:\n{candidate}"
+    text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n" if template else f"{said}\n\nAnswer: "
+    with torch.no_grad():
+        logits = reranker.body.transformer(**reranker.body.tokenizer(text, return_tensors="pt")).logits[0, -1]
+    yes, no = (reranker.body.tokenizer(word)["input_ids"][0] for word in ("Yes", "No"))
+    return float(logits[yes] - logits[no])
+
+
 @pytest.mark.parametrize("template", [vlms.STRINGS, None], ids=["template", "no template"])
 def test_a_model_of_text(template, tmp_path, pictures, sharing):
     from sentence_transformers import CrossEncoder
@@ -126,6 +136,8 @@ def test_a_model_of_text(template, tmp_path, pictures, sharing):
     some = [(query, Item(text)) for query in (Item("a red bar"), Item("b")) for text in ("red", "<|im_end|> {{ blue }}")]
     told = [(Item(query.text, instruction="Find it."), item) for query, item in some]
     np.testing.assert_allclose(ours.score_pairs(some), alone.score_pairs(told), atol=1e-4)
+    wanted = [log_odds(ours, query.text, item.text.replace("<|", "< |"), template) for query, item in some]
+    np.testing.assert_allclose(ours.score_pairs(some), wanted, atol=1e-4)
     ours.save(tmp_path / "saved")
     theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu")  # it uses the instruction by itself
     pairs = [(query.text, item.text.replace("<|", "< |")) for query, item in some]

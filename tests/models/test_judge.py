@@ -323,7 +323,8 @@ def test_a_model_of_text(template, tmp_path, shapes, sharing):
     folder = vlms.build_words(tmp_path / "words", template)
     judge = Judge.load(folder, device="cpu", question=ASKED)
     alone = Judge.load(folder, device="cpu", question=ASKED, share=False, tokens=1)
-    assert judge.prompts.text(["a"]).endswith("assistant\n" if template else "a\n\nAnswer: ")
+    said = "<|im_start|>user\na\n'b'<|im_end|>\n<|im_start|>assistant\n" if template else "a\n'b'\n\nAnswer: "
+    assert judge.prompts.text(["a\n'b'"]) == said  # and not Python's repr of it
     some = [(Item(query), Item(item)) for query in ("a", "red square") for item in ("a", "blue", "a green triangle")]
     equal(judge.judge(some), alone.judge(some))
     with pytest.raises(BadItems, match=r"this model reads text only, but item \w+ holds a picture") as raised:

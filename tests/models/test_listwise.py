@@ -76,6 +76,19 @@ def naive(reranker, query, items, labels):
     return logits[[reranker.body.tokenizer.convert_tokens_to_ids(label) for label in labels]].numpy()
 
 
+def wanted(reranker, queries, candidates, logits_of):
+    """Scores as a loop over the orders makes them of the logits of whole prompts."""
+    for query, items in zip(queries, candidates, strict=True):
+        known = sorted(items, key=lambda item: item.key)
+        found = {item.key: [] for item in items}
+        for places in orders(len(items), ASKED.window, ASKED, query.key):
+            logits = logits_of(reranker, query, [known[n] for n in places], reranker.labels[: len(items)])
+            for place, logit in zip(places, logits - logits.mean(), strict=True):
+                found[known[place].key].append(logit)
+        assert {len(each) for each in found.values()} == {ASKED.permutations}
+        yield [np.mean(found[item.key]) for item in items]
+
+
 @pytest.mark.parametrize("name", SEEING)
 def test_scores_are_the_mean_of_the_label_logits_over_all_orders(name, rerankers, shapes):
     ours = rerankers[name]
@@ -83,18 +96,33 @@ def test_scores_are_the_mean_of_the_label_logits_over_all_orders(name, rerankers
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = ours.score_lists(queries, candidates)
-    for query, items, scores in zip(queries, candidates, made, strict=True):
-        known = sorted(items, key=lambda item: item.key)
-        found = {item.key: [] for item in items}
-        for places in orders(len(items), ASKED.window, ASKED, query.key):
-            logits = naive(ours, query, [known[n] for n in places], ("1", "2", "3", "4")[: len(items)])
-            for place, logit in zip(places, logits - logits.mean(), strict=True):
-                found[known[place].key].append(logit)
-        assert {len(each) for each in found.values()} == {ASKED.permutations}
-        np.testing.assert_allclose(scores, [np.mean(found[item.key]) for item in items], atol=1e-4)
+    for items, scores, truth in zip(candidates, made, wanted(ours, queries, candidates, naive), strict=True):
+        np.testing.assert_allclose(scores, truth, atol=1e-4)
         assert scores.dtype == np.float32
         assert len(np.unique(scores.round(5))) == len(items)
     np.testing.assert_allclose(made[0], ours.score(queries[0], candidates[0]), atol=1e-4)  # a batch is its lists
+
+
+def naive_string(reranker, query, items, labels):
+    """The same of a model whose template takes strings: the conversation is written here, by hand."""
+    said = "\n".join([f"{ASKED.wording}\n\nQuery:", *filter(None, (query.instruction, query.text))])
+    said += "".join(f"\n\nCandidate {label}:\n{item.text}" for label, item in zip(labels, items, strict=True))
+    text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+    with torch.no_grad():
+        logits = reranker.body.transformer(**reranker.body.tokenizer(text, return_tensors="pt")).logits[0, -1]
+    return logits[[reranker.body.tokenizer.convert_tokens_to_ids(label) for label in labels]].numpy()
+
+
+def test_a_template_of_strings_is_given_strings(texts, tmp_path):
+    """It would write a list of parts as Python's repr of it, and never complain."""
+    queries = [Item("it's red", instruction="find it"), Item("blue")]
+    candidates = [[Item("a red square"), Item("a blue bar"), Item("it"), Item("b")], [Item('"a"'), Item("b\nb")]]
+    texts.save(tmp_path / "saved")
+    for ours in (texts, load_reranker(tmp_path / "saved", device="cpu")):
+        assert (ours.chat.prompts.form, ours.labels) == (2, ("1", "2", "3", "4"))
+        made = ours.score_lists(queries, candidates)
+        for scores, truth in zip(made, wanted(ours, queries, candidates, naive_string), strict=True):
+            np.testing.assert_allclose(scores, truth, atol=1e-4)
 
 
 def test_the_order_of_the_candidates_plays_no_part(rerankers, shapes):

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.models.lora import add_lora, check_base
 from hardwon.models.options import Options, Pooling
+from hardwon.models.template import PROBE, REFUSES, arrives
 from hardwon.models.trusted import refuse_untrusted
 
 ENDLESS = 1_000_000  # a maximum length above this is none at all
@@ -32,6 +33,7 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
     fresh = () if embeds else ("classifier", "score")  # of a cross-encoder: no accident
     _refuse_missing_weights(model, path, (*UNREAD, *fresh))
     _refuse_missing_template(model, path)
+    settle_messages(model)
     if embeds:
         settle_vectors(model, path, options.pooling)
     _settle_length(model, path)
@@ -195,6 +197,32 @@ def _refuse_missing_template(model: Any, path: str | Path) -> None:
 def has_template(module: Any) -> bool:
     """Whether a sentence-transformers `Transformer` has a chat template."""
     return any(getattr(part, "chat_template", None) for part in _named(module, ("processor", "tokenizer")))
+
+
+def settle_messages(model: Any) -> None:
+    """A template is given strings or lists of parts: whichever it can write.
+
+    Sentence-transformers guesses from words of the template. That of a language model which also speaks of the type of a tool
+    seems to want parts, of which it writes Python's repr. Saved with the model, so that sentence-transformers does the same.
+    """
+    reader: Any = getattr(model[0], "input_formatter", None)
+    if reader is None or "message" not in model.modalities:
+        return
+    contents = {"structured": [{"type": "text", "text": PROBE[0]}], "flat": PROBE[0]}
+
+    def written(form: str) -> bool:
+        try:
+            said = model[0].processor.apply_chat_template([{"role": "user", "content": contents[form]}], tokenize=False)
+        except REFUSES:
+            return False
+        return arrives(str(said), PROBE[:1])
+
+    guessed = reader.message_format
+    other = "flat" if guessed == "structured" else "structured"
+    if not written(guessed) and written(other):  # of pairs of a query and a document a template may know and of a user not
+        reader.message_format = other
+        config = model[0].modality_config
+        model[0].modality_config = config | {"message": {**config["message"], "format": other}}
 
 
 def _settle_length(model: Any, path: str | Path) -> None:

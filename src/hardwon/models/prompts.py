@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -16,10 +15,10 @@ from hardwon.models.loading import control_tokens
 from hardwon.models.question import Part, Question, Shown, messages, parts
 from hardwon.models.render import Show, as_shown, refuse_parts
 from hardwon.models.scorer import Pair
+from hardwon.models.template import PROBE, REFUSES, arrives
 from hardwon.pictures import picture_size
 
 LETTERS = 4  # of a token, about
-PROBE = ("first 61803", "second 39887", "third 49894")  # nothing that a template says itself
 Features = dict[str, Tensor]
 Form = Callable[[Sequence[Part]], list[dict[str, Any]]]
 
@@ -65,7 +64,7 @@ class Prompts:
     def identity(self) -> list[str]:
         """Everything around the weights that an answer depends on."""
         inner = getattr(self.tokenizer, "backend_tokenizer", None)
-        made = [self.question.fingerprint, str(getattr(self._template, "chat_template", ""))]
+        made = [self.question.fingerprint, str(getattr(self._template, "chat_template", "")), f"form {self.form}"]
         made.append(inner.to_str() if inner is not None else repr(self.tokenizer))
         for name in ("image_processor", "video_processor"):
             part = getattr(self.processor, name, None)
@@ -189,9 +188,9 @@ class Prompts:
         for number, form in enumerate(forms):
             try:
                 made = self._rendered(form(probe))
-            except (TemplateError, TypeError, ValueError, KeyError, AttributeError):  # a template that wants another form
+            except REFUSES:  # a template that wants another form
                 continue
-            if _in_order(made, marks):
+            if arrives(made, marks):
                 return number, form
         raise JudgeError("the model's chat template loses text or pictures of a user's turn: take one that keeps their order")
 
@@ -241,22 +240,12 @@ class Prompts:
         for content in turns:
             try:
                 whole = self._rendered([*self._form([PROBE[0]]), {"role": "assistant", "content": content}], opened=False)
-            except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
+            except REFUSES:
                 continue
             blank, found, _ = whole.removeprefix(text).partition(word)
             if whole.startswith(text) and found and not blank.strip():
                 return blank + word
         return word if not text or text[-1].isspace() or text.endswith(self.special) else f" {word}"
-
-
-def _in_order(text: str, marks: Sequence[str]) -> bool:
-    place = 0
-    for mark in marks:
-        found = text.find(mark, place)
-        if found < 0:
-            return False
-        place = found + len(mark)
-    return True
 
 
 class Once:

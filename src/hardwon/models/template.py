@@ -7,8 +7,11 @@ again; a name on the hub and an adapter's folder carry it without a file of thei
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
+
+from jinja2 import TemplateError
 
 from hardwon.errors import ModelError
 from hardwon.models.question import Listing, Question
@@ -50,6 +53,26 @@ AS_STRING = INLINE + "{%- set messages = [{'role': 'user', 'content': hardwon.wh
 FORMS = (IN_PARTS, AS_TEXT, AS_STRING)  # as `Prompts.form` counts them
 # Of a model that was never taught a conversation: what `Prompts.text` says to it. It takes strings and nothing else.
 PLAIN = "{{ bos_token or '' }}{% for message in messages %}{{ '' + message.content }}{% endfor %}{{ '\\n\\nAnswer:' }}"
+# Nothing that a template says itself. Of several lines: a template that takes strings and nothing else writes a list of parts as
+# Python's repr of it, in which every word arrives, but with the line break as a backslash and a letter.
+PROBE = ("first\n61803", "second\n39887", "third\n49894")
+REFUSES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # what a template raises that wants another form
+
+
+def arrives(text: str, marks: Sequence[str]) -> bool:
+    """Whether all that was given to a template stands in what it made, as it was and in its order.
+
+    >>> said = "a\\nb"
+    >>> arrives(f"USER: {said}", [said]), arrives(f"USER: {[said]}", [said])
+    (True, False)
+    """
+    place = 0
+    for mark in marks:
+        found = text.find(mark, place)
+        if found < 0:
+            return False
+        place = found + len(mark)
+    return True
 
 
 @dataclass(frozen=True)
