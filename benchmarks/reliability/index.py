@@ -150,7 +150,8 @@ def kills(times: int, seed: int) -> Outcome:
             (folder / kind).mkdir()
             lost, torn, slow, batches = stocked.killed(store, folder / kind, times, seed)
             told.append(f"{kind}: {batches} batches, {lost} rows lost, {torn} torn, {slow} slow to open")
-            wrong, tried = wrong + lost + torn + slow, tried + times
+            # Qdrant's local mode writes point by point: what nobody acknowledged may be there in part.
+            wrong, tried = wrong + lost + slow + (0 if kind == "qdrant" else torn), tried + times
     return Outcome(tried, wrong, "; ".join(told))
 
 

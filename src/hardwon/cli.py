@@ -19,6 +19,7 @@ from hardwon.commands.recipes import (
     Hosts,
     Only,
     Out,
+    Place,
     Recipe,
     Set,
     hide_loading,
@@ -69,7 +70,7 @@ def _demo_recipe() -> Path:
 def run(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, workers: Count = 0, engine: Engine = "local") -> None:
     """Run all stages of a recipe; those that are done already are not repeated."""
     stages = stages_of(recipe, settings)
-    workspace = workspace_at(out, workers, engine, hosts)
+    workspace = workspace_at(out, Place(workers, engine, hosts))
     clock = time.monotonic()
     with stoppable():
         made = workspace.run_all(stages)
@@ -103,8 +104,7 @@ def train(
     torchrun --nproc-per-node 8 -m hardwon.cli train RECIPE --out FOLDER; see docs/training.md.
     """
     with stoppable():
-        spread = workspace_at(out, hosts=hosts)
-        run_verb("train", recipe, out, stage=stage, settings=settings, workspace=spread, resume=resume)
+        run_verb("train", recipe, out, stage=stage, settings=settings, place=Place(hosts=hosts), resume=resume)
 
 
 @app.command()
@@ -116,8 +116,7 @@ def mine(
     What was mined can be looked at (hardwon inspect), chosen from again with other thresholds and no model (a Reselect stage
     in the recipe), and exported (hardwon export).
     """
-    at = workspace_at(out, workers, engine, hosts)
-    run_verb("mine", recipe, out, stage=stage, settings=settings, workspace=at)
+    run_verb("mine", recipe, out, stage=stage, settings=settings, place=Place(workers, engine, hosts))
 
 
 app.command(help=EVALUATE)(evaluate)

@@ -138,6 +138,7 @@ class TestNoDifference:
             assert "language_model" in name
             assert all((ours[name] - truth).norm() <= 1e-5 * truth.norm() + 1e-9 for ours in made[:2]), name
 
+    @pytest.mark.filterwarnings("ignore:query and candidate come to more than")
     def test_to_pairs(self, folder, load, shapes):
         plain = load(folder, cache=False)
         kept = Reranker.start_from(load(folder), seed=1)

@@ -180,6 +180,7 @@ class TestPairs:
     def reranker(self, vlm, kept, tmp_path, tiny_vlm):
         return Reranker.start_from(Embedder.load(tiny_vlm, device="cpu", vision_cache=tmp_path) if kept else vlm)
 
+    @pytest.mark.filterwarnings("ignore:query and candidate come to more than")
     def test_a_long_text_leaves_the_other_ones_picture_whole(self, reranker, pictures, kept):
         long, red = Item(text="red " * 300), Item(images=(pictures["red square"],))
         token = reranker.body.model[0].processor.image_token_id

@@ -94,6 +94,7 @@ def mined(folder, data, tiny_text, judge, workers=None, **more):
     return files(folder)
 
 
+@pytest.mark.filterwarnings("ignore:query and candidate come to more than")  # 64 tokens are soon full
 def test_mining_while_a_worker_is_killed(data, tmp_path, tiny_text, reranker):
     truth = mined(tmp_path / "one", data, tiny_text, str(reranker))
     assert {"negatives/examples.jsonl", "negatives/ledger.parquet"} < truth.keys()
@@ -146,13 +147,13 @@ class TestEncoder:
 
 
 def test_a_model_that_has_changed_is_not_used(tmp_path, tiny_text):
-    Job.create(tmp_path / "embed", {"kind": "embed", "model": str(tiny_text), "fingerprint": "0123456789ab"})
+    Job.create(tmp_path / "embed", {"kind": "embed", "model": str(tiny_text), "fingerprint": "0123456789ab"}).put([1])
     with pytest.raises(ArtifactError, match="changed since"):
         tasks.help_with(tmp_path / "embed")
 
 
 def test_work_of_a_kind_that_is_not_known(tmp_path):
-    Job.create(tmp_path / "job", {"kind": "os.system"})
+    Job.create(tmp_path / "job", {"kind": "os.system"}).put([1])
     with pytest.raises(RecipeError, match=r"unknown kind of work 'os\.system'"):
         tasks.help_with(tmp_path / "job")
 

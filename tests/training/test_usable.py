@@ -139,6 +139,7 @@ def test_a_model_that_fails_on_every_picture(shapes, tmp_path):
 
 
 class TestReranker:
+    @pytest.mark.filterwarnings("ignore:query and candidate come to more than")
     def test_items_that_it_cannot_read_together(self, vlm, shapes, tmp_path):
         model = Reranker.start_from(vlm)
         wide = Item(text="nine", images=shapes[0].gold[0].images * 9)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hardwon.commands.recipes import Count, Engine, hide_loading, run_verb, workers_of, workspace_at
+from hardwon.commands.recipes import Count, Engine, Place, hide_loading, run_verb, workers_of
 
 EVALUATE = (
     "Evaluate a model on a benchmark, or the models of a recipe, with intervals.\n\n"
@@ -60,8 +60,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     if Path(model.partition(":")[0]).suffix == ".py":
         if benchmark or out is None:
             raise typer.BadParameter("a recipe names its benchmarks itself" if benchmark else "a recipe needs --out WORKSPACE")
-        at = workspace_at(out, workers, engine)
-        run_verb("evaluate", model, out, stage=stage, settings=settings or [], workspace=at)
+        run_verb("evaluate", model, out, stage=stage, settings=settings or [], place=Place(workers, engine))
         return
     if not benchmark or settings or stage:
         what = "name a benchmark after the model" if not benchmark else "--set and --stage belong to a recipe (FILE.py)"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hardwon.commands.recipes import Count, Engine, hide_loading, run_verb, workspace_at
+from hardwon.commands.recipes import Count, Engine, Place, hide_loading, run_verb
 
 INDEX = (
     "Index a folder or file so that it can be searched, or build the indexes of a recipe.\n\n"
@@ -51,8 +51,7 @@ def index(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set
     if Path(model.partition(":")[0]).suffix == ".py":
         if path is not None or out is None:
             raise typer.BadParameter("a recipe names what it indexes itself" if path else "a recipe needs --out WORKSPACE")
-        spread = workspace_at(out, workers, engine)
-        run_verb("index", model, out, stage=stage, settings=settings or [], workspace=spread)
+        run_verb("index", model, out, stage=stage, settings=settings or [], place=Place(workers, engine))
         return
     if workers:
         raise typer.BadParameter("--workers belongs to a recipe (FILE.py); a folder is indexed by one process")

@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -57,15 +58,31 @@ Hosts = Annotated[
 ]  # fmt: skip
 
 
-def workspace_at(out: Path, workers: int = 0, engine: str = "local", hosts: Sequence[str] = ()) -> Any:
+@dataclass(frozen=True)
+class Place:
+    """Where the work of a command is done.
+
+    Attributes:
+        workers: processes that embed, search and judge; 0: this one alone.
+        engine: whose they are.
+        hosts: that pictures may be fetched from.
+    """
+
+    workers: int = 0
+    engine: str = "local"
+    hosts: Sequence[str] = ()
+
+
+def workspace_at(out: Path, place: Place | None = None) -> Any:
     """The workspace in a folder."""
     from hardwon.fetch import AllowedHosts
     from hardwon.stages import Workspace
 
     hide_loading()
-    urls = AllowedHosts(tuple(hosts)) if hosts else None
+    place = place or Place()
+    urls = AllowedHosts(tuple(place.hosts)) if place.hosts else None
     command = shlex.join(["hardwon", *sys.argv[1:]])
-    return Workspace(out, command=command, workers=workers_of(workers, engine), urls=urls)
+    return Workspace(out, command=command, workers=workers_of(place.workers, place.engine), urls=urls)
 
 
 def workers_of(count: int, engine: str) -> Any:
@@ -101,13 +118,10 @@ def run_verb(
     *,
     stage: str,
     settings: list[str],
-    workspace: Any = None,
+    place: Place | None = None,
     resume: bool = False,
 ) -> None:
-    """Run the stages of one verb, or the one of this name, in `workspace` (a plain one at `out` if None).
-
-    With `resume` only what was begun before.
-    """
+    """Run the stages of one verb, or the one of this name; with `resume` only what was begun before."""
     from hardwon.errors import RecipeError, unknown
 
     stages = stages_of(recipe, settings)
@@ -121,7 +135,7 @@ def run_verb(
         those = named
     if not those:
         raise RecipeError(f"{recipe} has no stage to {verb}")
-    workspace = workspace or workspace_at(out)
+    workspace = workspace_at(out, place)  # after the recipe: mistakes are told before torch is there
     if resume:
         workspace.begun(those)
     workspace.run_all(those)
