@@ -53,8 +53,8 @@ AS_STRING = INLINE + "{%- set messages = [{'role': 'user', 'content': hardwon.wh
 FORMS = (IN_PARTS, AS_TEXT, AS_STRING)  # as `Prompts.form` counts them
 # Of a model that was never taught a conversation: what `Prompts.text` says to it. It takes strings and nothing else.
 PLAIN = "{{ bos_token or '' }}{% for message in messages %}{{ '' + message.content }}{% endfor %}{{ '\\n\\nAnswer:' }}"
-# Nothing that a template says itself. Of several lines: a template that takes strings and nothing else writes a list of parts as
-# Python's repr of it, in which every word arrives, but with the line break as a backslash and a letter.
+# Nothing that a template says itself. Of several lines: a template that takes strings and nothing else writes a list of parts
+# as Python's repr of it, in which every word arrives, but with the line break as a backslash and a letter.
 PROBE = ("first\n61803", "second\n39887", "third\n49894")
 REFUSES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # what a template raises that wants another form
 
@@ -62,7 +62,7 @@ REFUSES = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # wh
 def arrives(text: str, marks: Sequence[str]) -> bool:
     """Whether all that was given to a template stands in what it made, as it was and in its order.
 
-    >>> said = "a\\nb"
+    >>> said = PROBE[0]
     >>> arrives(f"USER: {said}", [said]), arrives(f"USER: {[said]}", [said])
     (True, False)
     """
