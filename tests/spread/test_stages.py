@@ -26,6 +26,8 @@ from hardwon.stages.evaluating import Evaluation
 
 MINING = Mining(depth=6, keep=2, min_auc=0.0, max_unusable=0.3)
 
+pytestmark = pytest.mark.filterwarnings("ignore:query and candidate come to more than")  # 64 tokens are soon full
+
 
 def examples(count):
     sources = ("red", "blue")
@@ -94,7 +96,6 @@ def mined(folder, data, tiny_text, judge, workers=None, **more):
     return files(folder)
 
 
-@pytest.mark.filterwarnings("ignore:query and candidate come to more than")  # 64 tokens are soon full
 def test_mining_while_a_worker_is_killed(data, tmp_path, tiny_text, reranker):
     truth = mined(tmp_path / "one", data, tiny_text, str(reranker))
     assert {"negatives/examples.jsonl", "negatives/ledger.parquet"} < truth.keys()

@@ -127,15 +127,15 @@ class _Helper:
         """Work at one job."""
         try:
             job, task = Job.open(folder)
-        except ArtifactError:
-            if folder.exists():
-                raise
-            return 0  # others have just ended it
-        if task.get("kind") not in TASKS:
-            raise RecipeError(unknown("kind of work", task.get("kind"), TASKS))
-        if self.do is None or self.task != task:
-            self.do = None  # one model at a time
-            self.task, self.do = task, TASKS[task["kind"]](task)
+            if task.get("kind") not in TASKS:
+                raise RecipeError(unknown("kind of work", task.get("kind"), TASKS))
+            if self.do is None or self.task != task:
+                self.do = None  # one model at a time
+                self.task, self.do = task, TASKS[task["kind"]](task)
+        except (ArtifactError, OSError):
+            if Job(folder).idle():
+                return 0  # others have just ended it, and what it worked with is gone
+            raise
         return work(job, self.do, go_on=go_on)
 
 
