@@ -7,8 +7,8 @@ least is the largest of some lists, that settles the order of all. A quarter of 
 all that is measured, in lists of four sizes; their words are known. Chance is 1 of 4.
 
 **Models.** A Qwen2 of 32 dimensions and two layers with random weights, trained by `hardwon.train` with `Pairwise() +
-Listwise()`: once as a `ListwiseReranker`, once as a `Reranker` of pairs with a quarter of the steps. The task is small because the
-model is: this shows what the method makes of a model that has learned its task, and nothing about any model of a hub.
+Listwise()`: once as a `ListwiseReranker`, once as a `Reranker` of pairs with a quarter of the steps. The task is small because
+the model is: this shows what the method makes of a model that has learned its task, and nothing about any model of a hub.
 
 **What is measured.** A `ListwiseReranker` chooses itself in which orders it shows candidates: handing it shuffled lists changes
 nothing ("shuffled", to the bit). So it is told to choose others, and Kendall's tau says how much of the result is owed to those
@@ -165,7 +165,7 @@ def learned(model: Any, steps: int, batch: int, seed: int) -> str:
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.order_robustness", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8, help="lists per step")
     parser.add_argument("--lists", type=int, default=100, help="that are measured")
     parser.add_argument("--shuffles", type=int, default=4, help="other orders")

@@ -15,6 +15,7 @@ from hardwon.errors import RecipeError
 from hardwon.items import Candidate, Example, Item
 from hardwon.losses import Listwise, Pairwise
 from hardwon.models import Listing, ListwiseReranker, LoRA, Question, Reranker, load_reranker
+from hardwon.models.listwise import orders
 from hardwon.training import Memory, Settings, run, train
 from hardwon.training.batches import listed, shuffled
 from hardwon.training.step import reranker_step
@@ -194,6 +195,21 @@ def test_the_gradient_does_not_depend_on_chunks(mode, seeing, pictures):
             rows = model.forward(list(batch.lists))
         scores = rows[:, : batch.filled.shape[1]]
         assert values[0] == pytest.approx(float(LOSS(scores, batch.targets)), rel=1e-5)
+
+
+def test_scores_give_the_loss_that_training_saw(reading):
+    """One permutation, and lists that training shows in its order."""
+    model = ListwiseReranker.load(reading, device="cpu", listing=replace(LISTING, permutations=1))
+    shown = []
+    for example in planted(6):
+        known = sorted(example.candidates, key=lambda candidate: candidate.item.key)
+        (places,) = orders(len(known), 4, model.listing, example.query.key)
+        shown.append(replace(example, candidates=tuple(known[place] for place in places)))
+    batch = listed(shown, 0)
+    assert len(set(batch.targets.gold.int().argmax(dim=1).tolist())) > 1
+    scores = model.score_lists([e.query for e in shown], [[c.item for c in e.candidates] for e in shown])
+    value = float(reranker_step(model, LOSS, batch, Memory()))
+    assert value == pytest.approx(float(LOSS(torch.tensor(np.stack(scores)), batch.targets)), rel=1e-5)
 
 
 def test_lists_that_are_too_long(reading, seeing, pictures, monkeypatch):
