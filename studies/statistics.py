@@ -1,7 +1,8 @@
 """Intervals over seeds and queries: whoever trains once more gets another model, and whoever asks once more other questions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -64,17 +65,24 @@ def spread(values: Hits, *, draws: int = 2000, level: float = 0.95, seed: int = 
     if len(counts) != 1 or any(task.size == 0 for task in tasks):
         raise ValueError(f"every task needs values for the same seeds, got {[task.shape for task in tasks]}")
     (count,) = counts
-    rng = np.random.default_rng(seed)
-    chosen = weights_of(rng, count, draws)
+    chosen, drawn = _resamples(seed, draws, count, tuple(task.shape[1] for task in tasks))
     made = np.zeros(draws)
-    for task in tasks:
-        asked = _counts(rng, task.shape[1], draws) / task.shape[1]  # [draws q]
-        made += np.einsum("ds,sd->d", chosen, task @ asked.T)
+    for task, asked in zip(tasks, drawn, strict=True):
+        made += np.einsum("ds,sd->d", chosen, task @ (asked.T / task.shape[1]))
     made /= len(tasks)
     by_seed = np.mean([task.mean(axis=1) for task in tasks], axis=0)
     low, high = np.quantile(made, [(1 - level) / 2, (1 + level) / 2])
     beyond = min((made <= 0).mean(), (made >= 0).mean())
     return Spread(float(by_seed.mean()), float(low), float(high), float(max(2 * beyond, 1 / draws)), tuple(by_seed.tolist()))
+
+
+@cache
+def _resamples(
+    seed: int, draws: int, seeds: int, queries: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "d s"], list[Int[np.ndarray, "d _"]]]:
+    """Weights of the seeds, and how often each query of each task was drawn: the same for every pair of rows."""
+    rng = np.random.default_rng(seed)
+    return weights_of(rng, seeds, draws), [_counts(rng, n, draws) for n in queries]
 
 
 def weights_of(rng: np.random.Generator, seeds: int, draws: int) -> Float[np.ndarray, "d s"]:
@@ -94,8 +102,3 @@ def _counts(rng: np.random.Generator, n: int, draws: int) -> Int[np.ndarray, "d 
 def macro(values: Hits) -> float:
     """Mean over tasks of the mean over seeds and queries."""
     return float(np.mean([np.mean(task) for task in values.values()]))
-
-
-def within(values: Hits, names: Sequence[str]) -> dict[str, Float[np.ndarray, "s q"]]:
-    """Some tasks."""
-    return {name: values[name] for name in names}

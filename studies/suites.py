@@ -73,6 +73,8 @@ def recipes() -> tuple[Entry, ...]:
     """What might win: ideas put together, at the same encodings and steps."""
     both = InfoNCE(T, symmetric=True)
     return (
+        # What mining, grouping and a teacher cost, spent on steps.
+        Training("longer", "InfoNCE, three times the steps", "recipes", PLAIN, longer=3.0),
         # The alignment takes about as long as 0.3 of the steps: equal wall-clock with whoever begins with it.
         Training("scratch", "InfoNCE, not aligned, 1.3 x the steps", "recipes", PLAIN, unaligned=True, longer=1.3),
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),

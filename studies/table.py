@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ META = {  # of the small MMEB's data sets, by the start of their names
 UNSEEN = ("_openmoji", "_far")  # endings of data sets out of distribution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """All cells of a suite.
 
@@ -61,6 +62,7 @@ class Line:
         seeds: it was trained for.
         means: mean P@1 of all data sets ("all") and of groups of them.
         validation: mean P@1 on the held-out pairs.
+        chosen: the same less the baseline's, on the seeds that both have: what a recipe is chosen by.
         gained: over the baseline; None for the baseline.
         fair: over the row's own control; None where that is the baseline.
         gap: see `Measured.gap`, mean over data sets.
@@ -73,6 +75,7 @@ class Line:
     seeds: tuple[int, ...]
     means: Mapping[str, float]
     validation: float
+    chosen: float
     gained: Spread | None
     fair: Spread | None
     gap: float
@@ -82,9 +85,10 @@ class Line:
 
 
 def keep(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
-    """Results of all cells in one file."""
+    """Results of all cells in one file, without the hits on validation."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, sorted(rows, key=lambda row: (row["name"], row["seed"])))
+    some = [{what: value for what, value in row.items() if what != "held out"} for row in rows]
+    write_json(file, sorted(some, key=lambda row: (row["name"], row["seed"])))
 
 
 def load(folder: Path, suite: str) -> Results:
@@ -112,6 +116,7 @@ def means(hits: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in groups.items()}
 
 
+@cache
 def versus(results: Results, one: str, other: str) -> Spread | None:
     """One row less another on the seeds that both have; None where there is none."""
     seeds = sorted(set(results.seeds(one)) & set(results.seeds(other)))
@@ -120,8 +125,9 @@ def versus(results: Results, one: str, other: str) -> Spread | None:
     return spread(difference(results.hits(one, seeds), results.hits(other, seeds)))
 
 
+@cache
 def lines(results: Results) -> list[Line]:
-    """All rows that there are results of."""
+    """All rows that there are results of; worked out once."""
     made = []
     for entry in results.suite.rows:
         seeds = tuple(results.seeds(entry.name))
@@ -135,6 +141,7 @@ def lines(results: Results) -> list[Line]:
                 seeds,
                 means(results.hits(entry.name, seeds)),
                 results.mean_of(entry.name, "validation"),
+                chosen(results, entry.name),
                 versus(results, entry.name, TEACHER),
                 versus(results, entry.name, control) if control != TEACHER else None,
                 results.mean_of(entry.name, "gap"),
@@ -144,6 +151,13 @@ def lines(results: Results) -> list[Line]:
             )
         )
     return made
+
+
+def chosen(results: Results, name: str) -> float:
+    """Validation less the baseline's, on common seeds; 0 where there are none."""
+    seeds = sorted(set(results.seeds(name)) & set(results.seeds(TEACHER)))
+    gains = [results.cells[name, seed]["validation"] - results.cells[TEACHER, seed]["validation"] for seed in seeds]
+    return float(np.mean(gains)) if gains else 0.0
 
 
 def before(results: Results, entry: Training | Reranking, seeds: Sequence[int]) -> float:

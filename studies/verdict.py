@@ -16,7 +16,7 @@ def verdict(results: Results) -> str:
     trained = [line for line in found if isinstance(line.entry, Training)]
     if not any(line.entry.name == TEACHER for line in trained):
         return "There is no result of the baseline yet.\n"
-    best = max(trained, key=lambda line: line.validation)
+    best = max(trained, key=lambda line: line.chosen)
     parts = ["## Start here\n", recommended(best, trained), goal(best)]
     parts += [reranked(results, found), "## What is shown of each idea\n", ideas(found), few(found)]
     return "\n".join(part for part in parts if part)
@@ -29,9 +29,9 @@ def recommended(best: Line, trained: Sequence[Line]) -> str:
     base = next(line for line in trained if line.entry.name == TEACHER)
     row = best.entry
     assert isinstance(row, Training)
-    told = f"**{row.title}** (`{row.loss!r}`): on validation, where it was chosen, {100 * best.validation:.1f} against "
-    told += f"{100 * base.validation:.1f} of plain InfoNCE; on test {points(best.gained)} points. "
-    return told + f"It took {best.seconds / base.seconds:.2f} x the processor time of plain InfoNCE{also(best)}.\n"
+    told = f"**{row.title}** (`{row.loss!r}`): {100 * best.chosen:+.1f} points over plain InfoNCE on validation, where it was\n"
+    told += f"chosen, and {points(best.gained)} on test. It took {best.seconds / base.seconds:.2f} x the processor time of\n"
+    return told + f"plain InfoNCE{also(best)}.\n"
 
 
 def also(line: Line) -> str:

@@ -10,8 +10,8 @@ import pytest
 import studying
 
 ONE_OF_EACH = (
-    *("llave", "topk", "scratch", "averaged", "aligned", "aligned-alone", "oracle", "groups", "rerank-joint"),
-    *("error-0.25", "copies-0.5-mined", "copies-0.5-judged", "wrong-0.1-llave"),
+    *("llave", "topk", "averaged", "aligned", "aligned-alone", "groups", "rerank-joint"),
+    *("copies-0.5-judged", "wrong-0.1-llave"),
 )
 
 
