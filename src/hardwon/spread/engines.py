@@ -1,6 +1,7 @@
 """Who works: processes of this machine, or Ray, which may have others. Either helps with all jobs of a folder."""
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -131,7 +132,7 @@ class _Ray:
         self.own = not ray.is_initialized()
         if self.own:
             cores = None if os.environ.get("RAY_ADDRESS") else workers.count * workers.threads
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", num_cpus=cores)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, num_cpus=cores)
         env: Any = {"env_vars": dict.fromkeys(_THREADS, str(workers.threads))}
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers.count else 0
         # -1: a worker that is killed is no fault of the work; a shard over which several die is given up by the job.
