@@ -1,5 +1,6 @@
 """Exact search: the one retrieve function, the index around it, and reranking: fusion, gate, budget, early stop."""
 
+from hardwon.search.about import Row
 from hardwon.search.blend import Blend
 from hardwon.search.gate import Gate, Kind
 from hardwon.search.hits import Hit, Hits
@@ -7,7 +8,7 @@ from hardwon.search.index import Index
 from hardwon.search.rerank import Budget, Fused
 from hardwon.search.rescore import Rescorer
 from hardwon.search.retrieve import Found, retrieve
-from hardwon.search.stored import Row, StoredIndex, is_index, model_named, open_index
+from hardwon.search.stored import StoredIndex, is_index, model_named, open_index
 
 __all__ = [
     "Blend",

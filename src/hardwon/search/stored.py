@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hardwon.items import Item, item_from_json
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.randomness import generator
 from hardwon.search import canaries, stores
-from hardwon.search.compressed import Form
+from hardwon.search.about import About, Row
 from hardwon.search.hits import Hit, Hits, reranked
 from hardwon.search.index import Index, encoded
 from hardwon.search.rerank import rescorer
@@ -28,101 +27,12 @@ from hardwon.search.rescore import Rescorer
 from hardwon.search.retrieve import check_positive
 from hardwon.search.stores.array import Array
 from hardwon.search.stores.base import Entry, Match, Space, Store, missing
-from hardwon.search.stores.embedded import read_sealed, write_sealed
 
 FILE = "index.json"
 RECIPES = "index/manifest.json"  # of an index that a recipe has made
 # Fields that change nothing for readers.
 _PASSING: dict[str, Any] = {"roots": {}, "settings": {}, "measured": {}, "paths": (), "before": ()}
 COPIES = 16  # fetched beyond those asked for where copies of the query are left out
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of an index.
-
-    Attributes:
-        id: 32 hexadecimal digits; stays as long as the thing stays where it is.
-        content: hash of what it shows, `Item.content`: equal for copies.
-        source: what it belongs to, in a few words: to colour a map by.
-        place: where it is, for people: a path below its root, with page, time or line.
-        item: what was encoded; pictures as absolute paths.
-        mark: size and time of its file when it was read, so that what has not changed need not be read again.
-        root: name of the root it lies below; "" for what the index has made itself (pages, frames).
-    """
-
-    id: str
-    content: str
-    source: str
-    place: str
-    item: Item
-    mark: str = ""
-    root: str = ""
-
-    def entry(self, base: Path) -> Entry:
-        """As stores keep it; paths become relative to `base`, where its root lies."""
-        body = {name: getattr(self, name) for name in ("content", "source", "place", "mark", "root")}
-        return Entry(self.id, json.dumps(body | {"item": self.item.to_json(base)}))
-
-    @property
-    def picture(self) -> Path | None:
-        """The first picture to be seen of it: the image, the page, the first frame."""
-        return next((each for each in self.item.pictures if isinstance(each, Path)), None)
-
-
-@dataclass(frozen=True)
-class About:
-    """What an index is: its `index.json`.
-
-    Attributes:
-        model: folder (relative to the index, if it begins with a dot) or name of the model.
-        space: what its vectors are.
-        store: as `--store` says, without a password.
-        name: of the table in the store; another after a rebuild.
-        form: in which vectors are searched, if embedded.
-        roots: folders and files that were indexed: name -> path relative to the index.
-        settings: how things were read (frames of a video, resolution of a page).
-        measured: what the form costs: rows, recall, k; empty if nothing was measured.
-        paths: what was indexed, relative to the index.
-        before: store and name of the table of an earlier build that readers may still have open.
-    """
-
-    model: str
-    space: Space
-    store: str
-    name: str
-    form: Form = field(default_factory=Form)
-    roots: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    paths: tuple[str, ...] = ()
-    before: tuple[tuple[str, str], ...] = ()
-
-    def write(self, file: Path) -> None:
-        """Write it to a file, whole or not at all."""
-        write_sealed(file, json.loads(json.dumps({"kind": "index", **asdict(self)})))
-
-    @classmethod
-    def read(cls, file: Path) -> About:
-        """What `write` wrote.
-
-        Raises:
-            ArtifactError: not there, or damaged.
-        """
-        body = read_sealed(file)
-        body.pop("kind")
-        space, form = Space(**body.pop("space")), Form(**body.pop("form"))
-        paths, before = tuple(body.pop("paths")), tuple((store, name) for store, name in body.pop("before"))
-        return cls(**body, space=space, form=form, paths=paths, before=before)
-
-    def at(self, folder: Path, root: str) -> Path:
-        """Where a root lies now."""
-        return (folder / self.roots[root]).resolve() if root else folder.resolve()
-
-
-def new_name() -> str:
-    """Name of a table that nobody has."""
-    return f"rows_{secrets.token_hex(6)}"
 
 
 class StoredIndex:

@@ -17,9 +17,9 @@ from hardwon.errors import BadItems, BadRow, DataError, ModelError
 from hardwon.items import Item
 from hardwon.models.scorer import Encoder
 from hardwon.progress import bar
+from hardwon.search.about import About, Row
 from hardwon.search.compressed import Recall
 from hardwon.search.index import encoded
-from hardwon.search.stored import About, Row
 from hardwon.search.stores import Store
 from hardwon.search.stores.embedded import Embedded
 

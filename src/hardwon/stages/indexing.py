@@ -12,8 +12,9 @@ from hardwon.models.embedder import Embedder
 from hardwon.models.scorer import Encoder
 from hardwon.progress import console
 from hardwon.search import canaries, stores
+from hardwon.search.about import About, new_name
 from hardwon.search.compressed import Form, enough
-from hardwon.search.stored import FILE, About, new_name
+from hardwon.search.stored import FILE
 from hardwon.search.stores import Space, Store
 from hardwon.search.stores.embedded import one_writer
 from hardwon.stages.following import FAILED, Counts, Run
