@@ -78,7 +78,7 @@ def test_the_artifact_is_that_of_one_process(size, more, recipe, truth, tmp_path
 
 
 LAUNCHERS = {  # with --cpu, accelerate starts one process
-    "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "hardwon.cli"),
+    "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "hardwon.cli"),
     "accelerate": (
         "accelerate.commands.launch",
         "--multi_gpu",
