@@ -233,11 +233,17 @@ class TestWindows:
         found = together(count, made, [truth[some] + draw.normal() * 10 for some in made])
         np.testing.assert_allclose(found, truth - truth.mean(), atol=1e-8)
 
-    def test_every_candidate_stands_in_both_halves(self):
-        made = orders(10, 10, Listing(permutations=4), "key")
-        assert made[0] != made[2]
-        for one, two in ((made[0], made[1]), (made[2], made[3])):
-            assert all(abs(one.index(n) - two.index(n)) == 5 for n in range(10))
+    def test_a_round_shows_every_candidate_in_every_place(self):
+        made = orders(5, 5, Listing(permutations=10), "key")
+        assert made[0] != made[5]
+        for one in (made[:5], made[5:]):
+            assert all({places.index(n) for places in one} == set(range(5)) for n in range(5))
+
+    def test_an_unfinished_round_is_spread_evenly(self):
+        one, two = orders(10, 10, Listing(permutations=2), "key")
+        assert all(abs(one.index(n) - two.index(n)) == 5 for n in range(10))
+        made = orders(8, 8, Listing(permutations=12), "key")[8:]
+        assert all(sorted(places.index(n) % 2 for places in made) in ([0] * 4, [1] * 4) for n in range(8))
 
     def test_a_long_list_is_read_in_parts(self, texts, monkeypatch):
         read = []

@@ -301,11 +301,12 @@ def labels_for(prompts: Any, window: int) -> tuple[tuple[str, ...], tuple[int, .
 def orders(count: int, window: int, listing: Listing, key: str) -> list[list[int]]:
     """Places of `count` candidates in the windows of all permutations.
 
-    Of two permutations the second is the first turned by half a window: so every candidate stands once in the first half and
-    once in the second, and the windows of a long list overlap. Where there is one permutation only, each window shares a
-    candidate with the next one: scores of windows that have nothing in common could not be compared. All windows are as long
-    as they may be, since a model that has learned from lists of one length may know nothing of shorter ones; so some
-    candidates are read once more than others.
+    Permutations come in rounds of as many as a window has places: the first of a round is drawn, the others are the same one
+    turned. So in a whole round every candidate stands once in every place, which takes out what a model likes about places
+    themselves; an unfinished round is spread evenly, and the windows of a long list overlap. Where there is one permutation
+    only, each window shares a candidate with the next one: scores of windows that have nothing in common could not be
+    compared. All windows are as long as they may be, since a model that has learned from lists of one length may know nothing
+    of shorter ones; so some candidates are read once more than others.
 
     Args:
         count: candidates.
@@ -318,10 +319,11 @@ def orders(count: int, window: int, listing: Listing, key: str) -> list[list[int
     if listing.permutations == 1 and count > size:
         windows = -(-(count - 1) // (size - 1))
     starts = [round(n * (count - size) / max(windows - 1, 1)) for n in range(windows)]
-    for turn in range(listing.permutations):
+    for number in range(listing.permutations):
+        drawn, turn = divmod(number, size)
         places = list(range(count))
-        generator(listing.seed, "order", key, turn // 2).shuffle(places)
-        turned = (size // 2) * (turn % 2)
+        generator(listing.seed, "order", key, drawn).shuffle(places)
+        turned = size * turn // min(size, listing.permutations - drawn * size)
         places = places[turned:] + places[:turned]
         made += [places[start : start + size] for start in starts]
     return made
