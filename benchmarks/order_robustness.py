@@ -6,9 +6,11 @@
 least is the largest of some lists, that settles the order of all. A quarter of all things (size and noun) is held out and is
 all that is measured, in lists of four sizes; their words are known. Chance is 1 of 4.
 
-**Models.** A Qwen2 of 32 dimensions and two layers with random weights, trained by `hardwon.train` with `Pairwise() +
-Listwise()`: once as a `ListwiseReranker`, once as a `Reranker` of pairs with a quarter of the steps. The task is small because
-the model is: this shows what the method makes of a model that has learned its task, and nothing about any model of a hub.
+**Models.** A Qwen2 of 32 dimensions and two layers with random weights, trained by `hardwon.train`. As a `ListwiseReranker`
+with `Pairwise() + Listwise()`, which see gold alone ("gold"), and with `JudgeAlignment` beside them on the same lists, whose
+candidates are graded by their size as a judge would ("judged"); as a `Reranker` of pairs on gold, with a quarter of the steps.
+The task is small because the model is: this shows what the method makes of a model that has learned its task, and nothing
+about any model of a hub.
 
 **What is measured.** A `ListwiseReranker` chooses itself in which orders it shows candidates: handing it shuffled lists changes
 nothing ("shuffled", to the bit). So it is told to choose others, and Kendall's tau says how much of the result is owed to those
@@ -37,7 +39,7 @@ from benchmarks.losses import describe
 from hardwon.evaluation import order_robustness
 from hardwon.evaluation.robustness import kendall
 from hardwon.items import Candidate, Example, Item
-from hardwon.losses import Listwise, Pairwise
+from hardwon.losses import JudgeAlignment, Listwise, Loss, Pairwise
 from hardwon.metrics import interval
 from hardwon.models import Listing, ListwiseReranker, Question, Reranker, score_lists
 from hardwon.models.listwise import orders
@@ -47,6 +49,8 @@ SIZES = ("tiny", "small", "medium", "large", "huge", "endless")
 NOUNS = ("boat", "house", "tree", "lamp", "stone", "hat", "door", "cloud", "chair", "bell", "ship", "cup")
 SIZE, PERMUTATIONS = 4, (1, 2, 4, 8)
 LISTING = Listing("Which?", window=SIZE)
+GOLD: Loss = Pairwise() + Listwise()
+GRADES = JudgeAlignment(temperature=1.0, judge_temperature=0.2)  # one size more is one nat more
 COLUMNS = ("model", "permutations", "lists", "P@1", "right", "tau", "lowest", "shuffled", "apart", "seconds")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
@@ -55,8 +59,8 @@ MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 Lists = tuple[list[Item], list[list[Item]], list[np.ndarray]]  # queries, candidates, and how large each is asked to be
 
 
-def examples(count: int, held_out: bool) -> list[Example]:
-    """Lists whose first thing is gold.
+def examples(count: int, held_out: bool, judged: bool = False) -> list[Example]:
+    """Lists whose first thing is gold; with `judged` all things have a grade, their size from 0 to 1.
 
     Those to be learned have every size but the least as the largest of some, so that the order of all is taught, and some
     things of one size. Those that are held out have things of different sizes, from the largest to the smallest.
@@ -73,7 +77,11 @@ def examples(count: int, held_out: bool) -> list[Example]:
         )
         things = [rng.choice([place for place in some if place[0] == size]) for size in sizes]
         texts = [f"{SIZES[size]} {NOUNS[noun]}" for size, noun in things]
-        given = [Candidate(Item(text=text), *((1.0, "gold") if n == 0 else ())) for n, text in enumerate(texts)]
+        grades = [size / (len(SIZES) - 1) if judged else None for size in sizes]
+        if not judged:
+            grades[0] = 1.0
+        origins = ("gold", *["given"] * (SIZE - 1))
+        given = [Candidate(Item(text=text), *rest) for text, *rest in zip(texts, grades, origins, strict=True)]
         # A number, since the places of a list are drawn by its query.
         made.append(Example(Item(text=f"the largest, {number}"), tuple(given), "sizes"))
     return made
@@ -154,12 +162,12 @@ def row(name: str, model: Reranker | ListwiseReranker, lists: Lists, shuffles: i
     return (name, permutations, str(len(queries)), shown, *cells)
 
 
-def learned(model: Any, steps: int, batch: int, seed: int) -> str:
+def learned(model: Any, steps: int, asked: argparse.Namespace, judged: bool = False) -> str:
     """Train a reranker; says how."""
-    settings = Settings(batch_size=batch, negatives=SIZE - 1, learning_rate=3e-3, weight_decay=0.0, seed=seed)
-    start, some = time.perf_counter(), examples(4000, held_out=False)
-    train(model, some, Pairwise() + Listwise(), steps=steps, settings=settings)
-    return f"{steps} steps of {batch} lists, {time.perf_counter() - start:.0f} s"
+    settings = Settings(batch_size=asked.batch, negatives=SIZE - 1, learning_rate=3e-3, weight_decay=0.0, seed=asked.seed)
+    start, some, loss = time.perf_counter(), examples(4000, held_out=False, judged=judged), GOLD
+    train(model, some, loss + GRADES if judged else loss, steps=steps, settings=settings)
+    return f"{steps} steps of {asked.batch} lists, {time.perf_counter() - start:.0f} s"
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
@@ -181,16 +189,18 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as home:
         folder = small(Path(home) / "small")
         model = ListwiseReranker.load(folder, listing=LISTING, device="cpu")
-        rows = [row("lists, untrained", model, lists, asked.shuffles)]
-        said = [f"lists: {learned(model, asked.steps, asked.batch, asked.seed)}"]
-        model.save(Path(home) / "lists")
-        for permutations in PERMUTATIONS:
-            told = replace(LISTING, permutations=permutations)
-            again = ListwiseReranker.load(Path(home) / "lists", listing=told, device="cpu")
-            rows.append(row("lists, trained", again, lists, asked.shuffles))
+        rows, said = [row("lists, untrained", model, lists, asked.shuffles)], []
+        for name in ("gold", "judged"):
+            model = ListwiseReranker.load(folder, listing=LISTING, device="cpu")
+            said.append(f"lists, {name}: {learned(model, asked.steps, asked, name == 'judged')}")
+            model.save(Path(home) / name)
+            for permutations in PERMUTATIONS:
+                told = replace(LISTING, permutations=permutations)
+                again = ListwiseReranker.load(Path(home) / name, listing=told, device="cpu")
+                rows.append(row(f"lists, {name}", again, lists, asked.shuffles))
         pairs = Reranker.load(folder, question=Question("Is it? {yes} or {no}."), device="cpu")
-        said.append(f"pairs: {learned(pairs, asked.steps // 4, asked.batch, asked.seed)}")
-        rows.append(row("pairs, trained", pairs, lists, asked.shuffles))
+        said.append(f"pairs: {learned(pairs, asked.steps // 4, asked)}")
+        rows.append(row("pairs, gold", pairs, lists, asked.shuffles))
     show(rows, "; ".join(said))
     if asked.out:
         about = [f"- {key}: {value}" for key, value in describe(arguments, "order_robustness", "src/hardwon/models").items()]
