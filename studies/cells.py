@@ -5,11 +5,10 @@ import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hardwon.artifacts import fingerprint, write_json
@@ -17,12 +16,12 @@ from hardwon.evaluation import learn_fusion
 from hardwon.items import Example
 from hardwon.mining import Cyclic, Mining, mine
 from hardwon.models import CachedEncoder
-from hardwon.randomness import generator
 from hardwon.search import Blend
 from hardwon.training import Memory, Objective, Settings
-from hardwon.training.batches import batches, draw, listed, plan_epoch, with_strangers
+from hardwon.training.batches import batches
 from hardwon.training.groups import group
 from hardwon.training.loop import fit, optimizer_for
+from hardwon.training.run import lists
 from hardwon.training.step import embedder_step, reranker_step
 from studies.align import align
 from studies.language import trained
@@ -30,16 +29,14 @@ from studies.material import Material
 from studies.measure import Measured, measure, packed
 from studies.mined import read_mined, write_mined
 from studies.oracle import Oracle
-from studies.plan import TEACHER, Entry, MiningRound, Plant, Reranking, Scale, Suite, Training
+from studies.plan import CLIP, TEACHER, Entry, MiningRound, Plant, Reranking, Scale, Suite, Training
 from studies.plant import planted
 from studies.trunk import Encoding, Scoring, SmallEmbedder, SmallReranker
 
 KEEP, RERANKED = 2, 10  # negatives mined per query; candidates a reranker reads
-NEAR = Mining(depth=24, keep=8, skip=1, selector=Cyclic(2))  # what a reranker learns from
+# What a reranker learns from. Copies of pictures cannot be looked for: here a picture is its name (studies.features).
+NEAR = Mining(depth=24, keep=8, skip=1, selector=Cyclic(2), copies=None)
 QUERIES, LONGER = 4000, 3  # one that is measured: for so many pairs, and so much longer than a judge
-# Largest norm of a step's gradient. It is always longer, so that all rows step with gradients of the same norm and what is
-# compared is their direction; each cell says in which share of its steps that was so.
-CLIP = 0.02
 ROOM = Memory(chunk_tokens=1 << 20)
 
 
@@ -52,12 +49,14 @@ class Cell:
         entry: name of the entry.
         seed: of everything random.
         folder: of the suite's results.
+        material: fingerprint of what is trained and tested on, see `studies.material.prepare`.
     """
 
     suite: Suite
     entry: str
     seed: int
     folder: Path
+    material: str = ""
 
     @property
     def file(self) -> Path:
@@ -74,7 +73,9 @@ class Cell:
         """Everything the result depends on, but the code: a result made from something else is made anew."""
         entry = self.suite.entry(self.entry)
         needed = [self.of(name).made_from for name in entry.needs]
-        return fingerprint([repr(entry), repr(self.suite.scale), self.suite.backbone, self.seed, needed])
+        shown = {name: "" for name in ("title", "family", "control") if name in {f.name for f in fields(entry)}}
+        entry = replace(entry, **shown)  # how it is shown is not what it is
+        return fingerprint([repr(entry), repr(self.suite.scale), self.suite.backbone, self.seed, self.material, needed])
 
     def of(self, name: str) -> "Cell":
         """Another entry for the same seed."""
@@ -256,6 +257,7 @@ def _mine(cell: Cell, entry: MiningRound, material: Material, clock: Clock) -> d
             queries=scale.mined,
             rest=True,
             min_auc=0.0,  # whether a judge is any good is what is asked here
+            copies=None,
             seed=cell.seed,
         )
         mined = mine(examples, encoder, judge, settings=settings)
@@ -315,29 +317,3 @@ def train_reranker(
         losses.append(step.loss)
     last = losses[-max(len(losses) // 10, 1) :]
     return {"pairs": pairs, "loss": round(sum(last) / len(last), 4)}
-
-
-def lists(examples: Sequence[Example], settings: Settings, steps: int) -> Iterator[Any]:
-    """Endless epochs of lists, as `hardwon.training.train` makes them for a reranker."""
-    usable = [example for example in examples if example.negatives]
-    pools: dict[str, list[Any]] = {}
-    for example in usable:
-        pools.setdefault(example.source, []).extend(example.gold)
-    number, epoch = 0, 0
-    while number < steps:
-        for rows in plan_epoch([e.source for e in usable], settings.batch_size, settings.seed, epoch):
-            if number >= steps:
-                return
-            made = []
-            for n in rows:
-                rng = generator(settings.seed, "list", epoch, n)
-                drawn = draw(usable[n], settings.negatives, rng)
-                made.append(with_strangers(drawn, pools[drawn.source], settings.random_negatives, rng))
-            yield listed(made, number)
-            number += 1
-        epoch += 1
-
-
-def seeded(seed: int) -> None:
-    """Nothing in a cell draws from global state; whatever should do so all the same is the same every time."""
-    torch.manual_seed(seed)

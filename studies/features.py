@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hardwon.artifacts import write_json
+from hardwon.artifacts import fingerprint, write_json
 from hardwon.items import Example, Item, picture_key
 from hardwon.mining.judging import INJECTED
 
@@ -40,11 +40,11 @@ class Features:
     """Frozen features of all items of a study.
 
     Attributes:
-        pictures: [n 4 256], unit length on average.
+        pictures: [n 4 256], those of training of unit length on average.
         texts: [n 256], unit vectors.
         picture_rows: row of a picture by its content's hash.
         text_rows: row of a text or instruction by itself.
-        fingerprint: of weights and data.
+        fingerprint: of the weights, and of all that was looked at and read.
     """
 
     pictures: Float[Tensor, "n t w"]
@@ -154,7 +154,13 @@ def look(embedder: "object", items: Sequence[Item], trained: Sequence[Item]) -> 
     read = sorted({rows[1][text] for item in trained for text in (item.text, item.instruction) if text})
     pictures = main_directions(torch.cat(parts), own, centred=True)
     words = F.normalize(main_directions(vectors, read, centred=False), dim=-1)
-    return Features(pictures / pictures.norm(dim=-1).mean(), words, rows[0], rows[1], embedder.fingerprint)
+    return Features(
+        pictures / pictures[own].norm(dim=-1).mean(),
+        words,
+        rows[0],
+        rows[1],
+        fingerprint([embedder.fingerprint, *names, *texts]),
+    )
 
 
 def main_directions(values: Float[Tensor, "*n w"], fit: Sequence[int], *, centred: bool) -> Float[Tensor, "*n v"]:

@@ -16,7 +16,7 @@ from hardwon.models import Embedder
 from hardwon.models.eyes import has_tower
 from hardwon.training import Settings, align, train
 from studies.material import Material
-from studies.plan import Scale, Training
+from studies.plan import CLIP, Scale, Training
 
 FROZEN = ("vision",)
 PROJECTOR = "multi_modal_projector"
@@ -48,6 +48,7 @@ def trained(
         false_negatives=row.rules,
         freeze=FROZEN,
         precision="auto",
+        clip=CLIP,
         seed=seed,
     )
     train(model, material.train, row.loss, steps=round(scale.steps * row.longer), settings=settings, title=row.name, out=out)

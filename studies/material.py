@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hardwon.artifacts import write_json
+from hardwon.artifacts import checksum, fingerprint, write_json
 from hardwon.data.assets import fetch
 from hardwon.data.emoji import Size, build
 from hardwon.evaluation import Benchmark, benchmark_of, load_benchmark
@@ -55,8 +55,10 @@ class Material:
         return cls(train, held_out, replace(test, tasks=tuple(tasks)), validation, Features.load(folder), folder)
 
 
-def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None) -> None:
+def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None) -> str:
     """Draw the pictures, write the pairs, and run the frozen parts over all of it; nothing is done twice.
+
+    Gives the fingerprint of all of it: pairs, benchmark, features.
 
     Args:
         folder: where to.
@@ -64,9 +66,10 @@ def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callabl
         cache: of downloaded assets.
         say: told what is happening.
     """
-    wanted = {"size": [size.collages, size.queries, size.concepts]}
-    if (folder / MADE).is_file() and json.loads((folder / MADE).read_text(encoding="utf-8")) == wanted:
-        return
+    wanted = [size.collages, size.queries, size.concepts]
+    made = json.loads((folder / MADE).read_text(encoding="utf-8")) if (folder / MADE).is_file() else {}
+    if made.get("size") == wanted and "fingerprint" in made:
+        return made["fingerprint"]
     shutil.rmtree(folder / "data", ignore_errors=True)
     build(folder / "data", size, cache=cache, say=say)
     data = folder / "data"
@@ -74,7 +77,15 @@ def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callabl
     say("looking at all pictures and reading all texts with the frozen parts, once")
     items = [*train, *held_out, *asked(load_benchmark(str(data / "mmeb-small")))]
     look(backbone(folder, cache, say), items, train).save(folder)
-    write_json(folder / MADE, wanted)
+    return seal(folder, size)
+
+
+def seal(folder: Path, size: Size) -> str:
+    """Say that all is there; gives its fingerprint."""
+    texts = [checksum(file) for file in sorted((folder / "data").rglob("*.jsonl"))]
+    known = fingerprint([Features.load(folder).fingerprint, *texts])
+    write_json(folder / MADE, {"size": [size.collages, size.queries, size.concepts], "fingerprint": known})
+    return known
 
 
 def backbone(folder: Path, cache: Path | None, say: Callable[[str], None]) -> object:

@@ -46,14 +46,14 @@ def machine(small: Results) -> str:
 def table(results: Results) -> str:
     """The rows in Markdown."""
     head = (
-        "| row | validation | P@1 | in | out of distribution | over InfoNCE | over its own control | gap | cost |\n"
-        "|---|--:|--:|--:|--:|---|---|--:|--:|\n"
+        "| row | seeds | validation | P@1 | in | out of distribution | over InfoNCE | over its own control | gap | cost |\n"
+        "|---|--:|--:|--:|--:|--:|---|---|--:|--:|\n"
     )
     made, family = "", ""
     for line in lines(results):
         if line.entry.family != family:
             family = line.entry.family
-            made += f"| *{family}* | | | | | | | | |\n"
+            made += f"| *{family}* | | | | | | | | | |\n"
         made += row(results, line)
     return head + made
 
@@ -61,7 +61,7 @@ def table(results: Results) -> str:
 def row(results: Results, line: Line) -> str:
     """One of them; an interval that leaves zero out is bold."""
     numbers = (line.validation, *(line.means[name] for name in ("all", "ind", "ood")))
-    cells = [line.entry.title, *(f"{100 * value:.1f}" for value in numbers), bold(line.gained)]
+    cells = [line.entry.title, str(len(line.seeds)), *(f"{100 * value:.1f}" for value in numbers), bold(line.gained)]
     control = line.entry.control or TEACHER
     name = results.suite.entry(control).title if line.fair is not None else ""  # type: ignore[union-attr]
     cells += [f"{bold(line.fair)} ({name})" if name else "", f"{line.gap:.3f}"]

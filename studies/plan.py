@@ -10,6 +10,9 @@ from hardwon.losses import FalseNegatives, Listwise, Loss, Pairwise
 from hardwon.training import Groups
 
 Verdicts = Literal["none", "reranker", "oracle"]
+# Largest norm of a step's gradient. It is always longer, so that all rows step with gradients of the same norm and what is
+# compared is their direction; each cell says in which share of its steps that was so.
+CLIP = 0.02
 TEACHER = "infonce"  # the row whose model mines, groups, and is the judge's start
 
 

@@ -36,11 +36,11 @@ def study(
         say: told what is happening.
     """
     began, spent = time.perf_counter(), time.process_time()
-    prepare(folder / material_of(suite), suite.scale.size, cache=cache, say=say)
+    known = prepare(folder / material_of(suite), suite.scale.size, cache=cache, say=say)
     prepared = {"seconds": round(time.perf_counter() - began, 1), "cpu": round(time.process_time() - spent, 1)}
     late = [entry for entry in suite.entries if isinstance(entry, Reranking) and not entry.judge]  # nothing waits for them
     early = [entry for entry in suite.entries if entry not in late]
-    cells = [Cell(suite, e.name, seed, folder / suite.name) for some in (early, late) for seed in seeds for e in some]
+    cells = [Cell(suite, e.name, seed, folder / suite.name, known) for some in (early, late) for seed in seeds for e in some]
     done = {(c.entry, c.seed): row for c in cells if (row := finished(c)) is not None}
     note(folder / suite.name, suite, prepared, len(cells) - len(done))
     left = [c for c in cells if (c.entry, c.seed) not in done]

@@ -61,10 +61,10 @@ def mined() -> tuple[Entry, ...]:
         MiningRound("mine-oracle", "oracle"),
         Training("half-batch", "InfoNCE, half the queries", "controls", PLAIN, queries=half),
         row("mined", "mined, no judge", "mine-nearest", PLAIN),
-        row("filtered", "mined, judge filters", "mine-judged", PLAIN),
-        row("aligned-alone", "judge + alignment alone", "mine-judged", aligned, only_mined=True),
-        row("aligned", "judge + alignment + in-batch", "mine-judged", 0.3 * aligned + PLAIN),
-        row("oracle", "mined, perfect judge filters", "mine-oracle", PLAIN),
+        row("filtered", "mined, judge filters", "mine-judged", PLAIN, control="mined"),
+        row("aligned-alone", "judge + alignment alone", "mine-judged", aligned, only_mined=True, control="filtered"),
+        row("aligned", "judge + alignment + in-batch", "mine-judged", 0.3 * aligned + PLAIN, control="filtered"),
+        row("oracle", "mined, perfect judge filters", "mine-oracle", PLAIN, control="filtered"),
         Training("groups", "batches of near misses", "mining", PLAIN, groups=Groups()),
     )
 
@@ -78,7 +78,7 @@ def recipes() -> tuple[Entry, ...]:
         # The alignment takes about as long as 0.3 of the steps: equal wall-clock with whoever begins with it.
         Training("scratch", "InfoNCE, not aligned, 1.3 x the steps", "recipes", PLAIN, unaligned=True, longer=1.3),
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
-        Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="symmetric"),
+        Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="averaged"),
     )
 
 

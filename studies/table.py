@@ -14,7 +14,7 @@ from hardwon.artifacts import write_json
 from hardwon.errors import ArtifactError
 from studies.measure import unpacked
 from studies.plan import TEACHER, Reranking, Suite, Training
-from studies.statistics import Spread, difference, macro, spread
+from studies.statistics import Spread, difference, spread
 from studies.suites import suite_of
 
 META = {  # of the small MMEB's data sets, by the start of their names
@@ -23,6 +23,7 @@ META = {  # of the small MMEB's data sets, by the start of their names
     "position": "vqa",
     "grounding": "grounding",
 }
+APART = ("evaluate", "start")  # work that is no part of a training
 UNSEEN = ("_openmoji", "_far")  # endings of data sets out of distribution
 
 
@@ -68,7 +69,7 @@ class Line:
         gap: see `Measured.gap`, mean over data sets.
         training: encodings (or pairs) of the training.
         before: of mining, grouping, judging; with the teacher's training where there has to be one.
-        seconds: processor seconds of the training.
+        seconds: processor seconds of the training; without evaluation, and the start that all rows of a seed share.
     """
 
     entry: Training | Reranking
@@ -85,10 +86,12 @@ class Line:
 
 
 def keep(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
-    """Results of all cells in one file, without the hits on validation."""
+    """Results of cells in one file, without the hits on validation; those of other cells that stand there already stay."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    some = [{what: value for what, value in row.items() if what != "held out"} for row in rows]
-    write_json(file, sorted(some, key=lambda row: (row["name"], row["seed"])))
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    some = known + [{what: value for what, value in row.items() if what != "held out"} for row in rows]
+    last = {(row["name"], row["seed"]): row for row in some}
+    write_json(file, [last[place] for place in sorted(last)])
 
 
 def load(folder: Path, suite: str) -> Results:
@@ -147,7 +150,7 @@ def lines(results: Results) -> list[Line]:
                 results.mean_of(entry.name, "gap"),
                 float(np.mean([cell["encodings"]["training"] for cell in cells])),
                 before(results, entry, seeds),
-                float(np.mean([sum(cell["cpu"].values()) - cell["cpu"].get("evaluate", 0) for cell in cells])),
+                float(np.mean([sum(v for what, v in cell["cpu"].items() if what not in APART) for cell in cells])),
             )
         )
     return made
@@ -216,4 +219,4 @@ def total(results: Results, names: Iterable[str] | None = None) -> dict[str, flo
     return {kind: sum(sum(row[kind].values()) for row in rows) for kind in ("cpu", "seconds")}
 
 
-__all__ = ["Line", "Results", "group_of", "keep", "lines", "load", "macro", "means", "points", "shown", "total", "versus"]
+__all__ = ["Line", "Results", "group_of", "keep", "lines", "load", "means", "points", "shown", "total", "versus"]

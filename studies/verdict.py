@@ -18,7 +18,7 @@ def verdict(results: Results) -> str:
         return "There is no result of the baseline yet.\n"
     best = max(trained, key=lambda line: line.chosen)
     parts = ["## Start here\n", recommended(best, trained), goal(best)]
-    parts += [reranked(results, found), "## What is shown of each idea\n", ideas(found), few(found)]
+    parts += [reranked(results, found), "## What is shown of each idea\n", ideas(found), few(results, found)]
     return "\n".join(part for part in parts if part)
 
 
@@ -90,12 +90,19 @@ def side(value: Spread) -> str:
     return "ahead of its control" if value.low > 0 else "behind its control"
 
 
-def few(found: Sequence[Line]) -> str:
-    """Where there are fewer than three seeds an interval says less."""
-    short = [line.entry.title for line in found if len(line.seeds) < 3]
-    if not short:
+def few(results: Results, found: Sequence[Line]) -> str:
+    """What is missing: rows without results, and rows of which there are fewer than three seeds."""
+    told = []
+    there = {line.entry.name for line in found}
+    missing = [row.title for row in results.suite.rows if row.name not in there]
+    if missing:
+        told.append(f"There is no result yet of: {', '.join(missing)}.")
+    short = [f"{line.entry.title} ({len(line.seeds)})" for line in found if len(line.seeds) < 3]
+    if short:
+        told.append(
+            f"{len(short)} of {len(found)} rows have fewer than three seeds, so that their P@1 and the difference, which is "
+            f"of the seeds that both rows have, need not agree: {', '.join(short)}."
+        )
+    if not told:
         return ""
-    return (
-        f"*{len(short)} of {len(found)} rows have fewer than three seeds so far; with one seed an interval speaks of queries "
-        "alone. `python -m studies run --suite small --keep` goes on where it stopped.*\n"
-    )
+    return f"*{' '.join(told)} `python -m studies run --suite small --keep` goes on where it stopped.*\n"

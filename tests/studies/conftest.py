@@ -1,6 +1,5 @@
 """A study of coloured shapes: real pictures, a tiny tower and a tiny text model with random weights."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -34,6 +33,7 @@ def studied(tmp_path_factory, tiny_vlm):
     from hardwon.items import write_examples
     from hardwon.models import Embedder
     from studies.features import items_of, look
+    from studies.material import seal
     from studies.run import material_of
     from studies.suites import tiny as suite
 
@@ -50,8 +50,7 @@ def studied(tmp_path_factory, tiny_vlm):
     model = Embedder.load(tiny_vlm, freeze=("vision",))
     model.body.settle_vision()
     look(model, items_of(examples), items_of(train)).save(folder)
-    size = suite().scale.size
-    (folder / "made.json").write_text(json.dumps({"size": [size.collages, size.queries, size.concepts]}))
+    seal(folder, suite().scale.size)
     return root
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,13 +101,19 @@ def test_a_cell_of_another_plan_is_done_again(run, studied):
     from studies.run import finished
     from studies.suites import tiny
 
-    cell = Cell(tiny(), "infonce", 0, studied / "tiny")
+    known = json.loads((next(studied.glob("material-*")) / "made.json").read_text())["fingerprint"]
+    cell = Cell(tiny(), "infonce", 0, studied / "tiny", known)
     row = json.loads(cell.file.read_text())
     assert finished(cell) == row
+    shown_otherwise = replace(
+        cell.suite, entries=tuple(replace(e, title="x") if hasattr(e, "title") else e for e in tiny().entries)
+    )
     other = cell.file.with_name("infonce-1.json")
     other.write_text(json.dumps(row))
     cell.weights.with_name("infonce-1").write_bytes(cell.weights.read_bytes())
-    assert finished(Cell(tiny(), "infonce", 1, studied / "tiny")) is None
+    assert finished(replace(cell, seed=1)) is None
+    assert finished(replace(cell, material="other pictures")) is None
+    assert finished(replace(cell, suite=shown_otherwise)) == row
 
 
 def test_a_cell_that_fails_stops_nobody_else(studied, tmp_path, monkeypatch):

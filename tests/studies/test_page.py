@@ -47,6 +47,16 @@ def test_lines_know_gain_fair_control_and_cost(results):
     assert found["filtered"].before == 1000 + 30 + 70 and found["llave"].before == 0
 
 
+def test_keeping_some_rows_leaves_the_others(results, tmp_path):
+    """`--only llave --keep` does one row anew; the rest of the page's results stay."""
+    from studies.table import keep, lines, load
+
+    keep([cell("llave", seed, 0.9) for seed in (0, 1)], tmp_path / "small.json")
+    found = {line.entry.name: line.means["all"] for line in lines(load(tmp_path, "small"))}
+    assert set(found) == set(SHARES)
+    assert found["llave"] == pytest.approx(0.9, abs=0.02) and found["margin"] == pytest.approx(0.4125, abs=0.02)
+
+
 def test_groups_of_data_sets():
     from studies.table import group_of, means
 
@@ -65,7 +75,8 @@ def test_verdict_says_what_the_numbers_say(results):
     assert "**LLaVE one-way**" in said and "InfoNCE on held-out concepts is reached" in said
     ahead, behind, neither = (line for line in said.splitlines() if line.startswith("- **"))
     assert "LLaVE one-way" in ahead and "constant margin" in behind and "judge filters" in neither
-    assert "fewer than three seeds" in said
+    assert "5 of 5 rows have fewer than three seeds" in said and "LLaVE one-way (2)" in said
+    assert "There is no result yet of: InfoNCE, symmetric" in said
 
 
 def test_page_is_written_with_its_plots(results, tmp_path):
@@ -82,7 +93,7 @@ def test_only_takes_controls_and_needs():
     from studies.suites import small
 
     names = [one.name for one in small().only(["filtered", "llave"]).entries]
-    assert names == ["infonce", "colder", "llave", "judge", "mine-judged", "filtered"]
+    assert names == ["infonce", "colder", "llave", "judge", "mine-nearest", "mine-judged", "mined", "filtered"]
 
 
 def test_every_suite_is_whole():

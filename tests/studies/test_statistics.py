@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from studies.statistics import difference, spread, weights_of
+from studies.statistics import difference, spread
 
 
 def test_mean_over_tasks_then_over_seeds():
@@ -14,31 +14,37 @@ def test_mean_over_tasks_then_over_seeds():
 
 
 def test_two_seeds_by_hand():
-    # Queries do not matter: every query of a seed has the same value. Two seeds, -1 and 3: a resample has both, or one of
-    # them twice, with chances 1/2, 1/4, 1/4; its mean is 1, or 1 -+ 2 widened by sqrt(2).
-    made = spread({"a": np.array([[-1.0] * 5, [3.0] * 5])}, draws=20_000)
+    # Queries do not matter: every query of a seed has the same value. The means of the seeds, -1 and 3, deviate by 2.83, their
+    # mean by 2; Student's t with one degree of freedom is tan(0.475 pi) = 12.7 at 95 %. Zero lies half a deviation off: p is
+    # 1 - (2 / pi) atan(1 / 2).
+    made = spread({"a": np.array([[-1.0] * 5, [3.0] * 5])})
     assert made.mean == 1.0
-    assert (made.low, made.high) == pytest.approx((1 - 2 * 2**0.5, 1 + 2 * 2**0.5))
-    assert made.p == pytest.approx(2 * 0.25, abs=0.02) and not made.clear
+    far = 2 * np.tan(0.475 * np.pi)
+    assert (made.low, made.high) == pytest.approx((1 - far, 1 + far))
+    assert made.p == pytest.approx(1 - 2 / np.pi * np.arctan(0.5), abs=1e-6) and not made.clear
 
 
-def test_seeds_enter_the_interval():
+def test_seeds_and_queries_are_added_as_squares():
     rng = np.random.default_rng(0)
     queries = rng.normal(size=200)
     alike = np.stack([queries] * 3)
     apart = alike + np.array([[-0.3], [0.0], [0.3]])
     narrow, wide = (spread({"a": values}) for values in (alike, apart))
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
-    # The variance is that of queries plus that of the mean of seeds: 1 / 200 + var(-.3, 0, .3) / 3 = 1 / 200 + .09 / 3.
-    expected = 2 * 1.96 * (queries.var() / 200 + 0.09 / 3) ** 0.5
-    assert wide.high - wide.low == pytest.approx(expected, rel=0.15)
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * queries.std() / 200**0.5, rel=0.1)
+    by_seeds = 4.302653 * 0.3 / 3**0.5  # t with two degrees of freedom
+    assert (wide.high - wide.mean) ** 2 == pytest.approx((narrow.high - narrow.mean) ** 2 + by_seeds**2)
 
 
-def test_variance_of_the_seeds_part_is_unbiased():
-    weights = weights_of(np.random.default_rng(1), 3, 100_000)
-    values = np.array([-1.0, 0.0, 1.0])  # variance 1 with n - 1, so that of a mean of three is 1/3
-    assert weights.sum(axis=1) == pytest.approx(np.ones(len(weights)))
-    assert (weights @ values).var() == pytest.approx(1 / 3, rel=0.02)
+@pytest.mark.parametrize(("seeds", "doubt"), [(2, 0.1), (3, 0.1), (3, 0.02), (2, 0.0), (5, 0.05)])
+def test_the_truth_lies_inside_as_often_as_is_said(seeds, doubt):
+    """95 of 100 intervals hold the truth, whether seeds or queries are what one knows little about."""
+    held = 0
+    for trial in range(400):
+        rng = np.random.default_rng([trial, seeds])
+        truth = rng.normal(size=(seeds, 1)) * doubt
+        made = spread({name: truth + rng.normal(size=60) * 0.5 for name in ("a", "b")}, draws=400, seed=trial)
+        held += made.low <= 0 <= made.high
+    assert 0.925 <= held / 400 <= 1.0  # 95 % less two and a half deviations of 400 trials
 
 
 def test_one_seed_speaks_of_queries_alone():

@@ -302,29 +302,52 @@ def _stream(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[An
 
 
 def _lists(model: Any, examples: Sequence[Example], plan: _Plan) -> Iterator[Any]:
-    """Batches of lists for a reranker; only examples with negatives of their own take part."""
+    """`lists` as a model takes them."""
 
-    def room_for(query: Item) -> Callable[[Item], bool]:
-        return lambda item: not model.refusal(query, item)
+    def arranged(example: Example, rng: random.Random) -> Example:
+        return _in_any_order(model, example, rng) if isinstance(model, ListwiseReranker) else example
 
-    settings = plan.settings
+    def fits(query: Item, item: Item) -> bool:
+        return not model.refusal(query, item)
+
+    return lists(examples, plan.settings, plan.steps, start=plan.start, fits=fits, arranged=arranged)
+
+
+def lists(
+    examples: Sequence[Example],
+    settings: Settings,
+    steps: int,
+    *,
+    start: int = 0,
+    fits: Callable[[Item, Item], bool] = lambda query, item: True,
+    arranged: Callable[[Example, random.Random], Example] = lambda example, rng: example,
+) -> Iterator[Any]:
+    """Batches of lists for a reranker, epoch after epoch; only examples with negatives of their own take part.
+
+    Args:
+        examples: the training set; strangers come from the gold of all of them, source by source.
+        settings: size of a batch, negatives, strangers, seed.
+        steps: batches in all.
+        start: the first of them that is given.
+        fits: whether a query and a candidate can be read together.
+        arranged: puts the candidates of a list in the order in which they are shown.
+    """
     usable = [example for example in examples if example.negatives]
     pools: dict[str, list[Item]] = {}
     for example in examples:
         pools.setdefault(example.source, []).extend(example.gold)
     number, epoch = 0, 0
-    while number < plan.steps:
+    while number < steps:
         for rows in plan_epoch([e.source for e in usable], settings.batch_size, settings.seed, epoch):
-            if number >= plan.steps:
+            if number >= steps:
                 return
-            if number >= plan.start:
+            if number >= start:
                 made = []
                 for n in rows:
                     rng = generator(settings.seed, "list", epoch, n)
                     drawn = draw(usable[n], settings.negatives, rng)
-                    pool, fits = pools[drawn.source], room_for(drawn.query)
-                    whole = with_strangers(drawn, pool, settings.random_negatives, rng, fits)
-                    made.append(_in_any_order(model, whole, rng) if isinstance(model, ListwiseReranker) else whole)
+                    near = partial(fits, drawn.query)
+                    made.append(arranged(with_strangers(drawn, pools[drawn.source], settings.random_negatives, rng, near), rng))
                 yield listed(made, number)
             number += 1
         epoch += 1
