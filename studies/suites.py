@@ -72,13 +72,25 @@ def mined() -> tuple[Entry, ...]:
 def recipes() -> tuple[Entry, ...]:
     """What might win: ideas put together, at the same encodings and steps."""
     both = InfoNCE(T, symmetric=True)
+    best = Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="averaged")
+    (aligned,) = (entry for entry in mined() if isinstance(entry, Training) and entry.name == "aligned")
     return (
         # What mining, grouping and a teacher cost, spent on steps.
         Training("longer", "InfoNCE, three times the steps", "recipes", PLAIN, longer=3.0),
         # The alignment takes about as long as 0.3 of the steps: equal wall-clock with whoever begins with it.
         Training("scratch", "InfoNCE, not aligned, 1.3 x the steps", "recipes", PLAIN, unaligned=True, longer=1.3),
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
-        Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="averaged"),
+        best,
+        # Whether ideas still matter when nobody stops early.
+        replace(best, name="best-longer", title="the same, three times the steps", longer=3.0, control="longer"),
+        replace(
+            aligned,
+            name="aligned-longer",
+            title=f"{aligned.title}, three times",
+            family="recipes",
+            longer=3.0,
+            control="longer",
+        ),
     )
 
 

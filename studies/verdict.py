@@ -7,6 +7,7 @@ from studies.statistics import Spread
 from studies.table import Line, Results, lines, points, versus
 
 GOAL, RERANKED_GOAL = 0.03, 0.02  # points that the best recipe and the reranker were asked for
+EQUAL = 1.15  # of the baseline's processor time: as much as two trainings of the same row differ by
 ASIDE = ("baseline", "controls")
 
 
@@ -17,7 +18,7 @@ def verdict(results: Results) -> str:
     if not any(line.entry.name == TEACHER for line in trained):
         return "There is no result of the baseline yet.\n"
     best = max(trained, key=lambda line: line.chosen)
-    parts = ["## Start here\n", recommended(best, trained), goal(best)]
+    parts = ["## Start here\n", recommended(best, trained), goal(trained)]
     parts += [reranked(results, found), "## What is shown of each idea\n", ideas(found), few(results, found)]
     return "\n".join(part for part in parts if part)
 
@@ -39,14 +40,20 @@ def also(line: Line) -> str:
     return f", and {line.before / 1000:.0f} thousand encodings before it" if line.before else ""
 
 
-def goal(best: Line) -> str:
-    """Whether three points were reached, with an interval that leaves zero out."""
+def goal(trained: Sequence[Line]) -> str:
+    """Whether three points were reached in the time of plain InfoNCE, with an interval that leaves zero out."""
+    base = next(line for line in trained if line.entry.name == TEACHER)
+    quick = [line for line in trained if not line.before and line.seconds <= EQUAL * base.seconds]
+    best = max(quick, key=lambda line: line.chosen)
+    head = "The goal of 3 points over plain InfoNCE on held-out concepts in the same time"
     if best.gained is None:
-        return "The goal of 3 points over plain InfoNCE is not reached: nothing is ahead of it.\n"
+        return f"{head} is not reached: of the rows that take no longer, none is ahead of it on validation.\n"
     reached = best.gained.mean >= GOAL and best.gained.low > 0
     verb = "is reached" if reached else "is not reached"
-    ahead = "the interval leaves zero out" if best.gained.clear else "the interval holds zero"
-    return f"The goal of 3 points over plain InfoNCE on held-out concepts {verb} ({ahead}).\n"
+    return (
+        f"{head} {verb}: of the rows that need nothing beforehand and at most {EQUAL:g} x its processor time, validation\n"
+        f"chooses **{best.entry.title}**, {points(best.gained)} on test.\n"
+    )
 
 
 def reranked(results: Results, found: Sequence[Line]) -> str:

@@ -72,7 +72,7 @@ def test_verdict_says_what_the_numbers_say(results):
     from studies.verdict import verdict
 
     said = verdict(results)
-    assert "**LLaVE one-way**" in said and "InfoNCE on held-out concepts is reached" in said
+    assert "**LLaVE one-way**" in said and "on held-out concepts in the same time is reached: of the rows" in said
     ahead, behind, neither = (line for line in said.splitlines() if line.startswith("- **"))
     assert "LLaVE one-way" in ahead and "constant margin" in behind and "judge filters" in neither
     assert "5 of 5 rows have fewer than three seeds" in said and "LLaVE one-way (2)" in said
