@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         if asked.verb == "show":
             from studies.table import load, shown
 
-            console().print(shown(load(asked.results, asked.suite)))
+            console().print(shown(load(asked.results, asked.suite), console().width))
         else:
             from studies.page import write
 
@@ -66,7 +66,7 @@ def _run(asked: argparse.Namespace) -> int:
     keep(rows, asked.out / suite.name / "results.json")
     if asked.keep:
         keep(rows, RESULTS / f"{suite.name}.json")
-    console().print(shown(load(asked.out / suite.name, "results")))
+    console().print(shown(load(asked.out / suite.name, "results"), console().width))
     return 0
 
 

@@ -82,11 +82,13 @@ def recipes() -> tuple[Entry, ...]:
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
         best,
         # Whether ideas still matter when nobody stops early.
-        replace(best, name="best-longer", title="the same, three times the steps", longer=3.0, control="longer"),
+        replace(
+            best, name="best-longer", title="symmetric, groups, averaged, three times the steps", longer=3.0, control="longer"
+        ),
         replace(
             aligned,
             name="aligned-longer",
-            title=f"{aligned.title}, three times",
+            title=f"{aligned.title}, three times the steps",
             family="recipes",
             longer=3.0,
             control="longer",

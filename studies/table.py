@@ -23,6 +23,7 @@ META = {  # of the small MMEB's data sets, by the start of their names
     "position": "vqa",
     "grounding": "grounding",
 }
+WIDE, MOST_IN_80 = 140, 4  # columns of a terminal that has room for all; how many of the table's fit into 80
 APART = ("evaluate", "start")  # work that is no part of a training
 UNSEEN = ("_openmoji", "_far")  # endings of data sets out of distribution
 
@@ -180,31 +181,35 @@ def before(results: Results, entry: Training | Reranking, seeds: Sequence[int]) 
     return total / len(seeds)
 
 
-def shown(results: Results) -> Table:
-    """For people."""
+def shown(results: Results, width: int = 160) -> Table:
+    """For people; what does not fit into a narrow terminal is left out: the page has it."""
     table = Table(
         title=f"P@1 in per cent; differences in points with 95 % intervals over seeds and queries ({results.suite.name})"
     )
-    headings = ("row", "seeds", "validation", "all", "ind", "ood", "over InfoNCE", "over its control", "gap", "cost", "CPU s")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=True)
+    columns = {
+        "row": lambda line: line.entry.title,
+        "P@1": lambda line: f"{100 * line.means['all']:.1f}",
+        "over InfoNCE": lambda line: points(line.gained),
+        "over its control": lambda line: points(line.fair),
+        "seeds": lambda line: str(len(line.seeds)),
+        "valid.": lambda line: f"{100 * line.validation:.1f}",
+        "in": lambda line: f"{100 * line.means['ind']:.1f}",
+        "out": lambda line: f"{100 * line.means['ood']:.1f}",
+        "gap": lambda line: f"{line.gap:.3f}",
+        "cost": lambda line: f"{(line.training + line.before) / 1000:.0f}k",
+        "CPU s": lambda line: f"{line.seconds:.0f}",
+    }
+    for heading in list(columns)[MOST_IN_80:] if width < WIDE else ():
+        del columns[heading]
+    for heading in columns:
+        left = heading == "row"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     family = ""
     for line in lines(results):
         if family and line.entry.family != family:
             table.add_section()
         family = line.entry.family
-        spent = f"{(line.training + line.before) / 1000:.0f}k"
-        table.add_row(
-            line.entry.title,
-            str(len(line.seeds)),
-            f"{100 * line.validation:.1f}",
-            *(f"{100 * line.means[name]:.1f}" for name in ("all", "ind", "ood")),
-            points(line.gained),
-            points(line.fair),
-            f"{line.gap:.3f}",
-            spent,
-            f"{line.seconds:.0f}",
-        )
+        table.add_row(*(told(line) for told in columns.values()))
     return table
 
 

@@ -58,6 +58,27 @@ def test_sources_are_kept_apart():
     assert {n for some in members(numbers) for n in some} == set(range(40))
 
 
+def test_some_sources_alone_are_grouped():
+    """Nothing of the others is encoded, and their order is the one without groups."""
+
+    class Counting(Planted):
+        asked = 0
+
+        def encode(self, items, *, progress=""):
+            self.asked += len(items)
+            return super().encode(items)
+
+    rows, encoder = examples(40, source=lambda n: "ab"[n // 20]), Counting()
+    numbers = group(rows, encoder, Groups(size=4, skip=0, sources=("b",)), seed=0)
+    assert members(numbers) == [[n] for n in range(20)] + [list(range(n, n + 4)) for n in range(20, 40, 4)]
+    assert encoder.asked == 2 * 20
+    sources = [row.source for row in rows]
+    plain, some = (sorted(b for b in plan_epoch(sources, 8, 0, 0, g) if b[0] < 20) for g in (None, numbers))
+    assert plain == some
+    with pytest.raises(RecipeError, match=r"'c'.*Valid: a, b"):
+        group(rows, encoder, Groups(sources=("c",)), seed=0)
+
+
 def test_what_is_known_to_belong_makes_nobody_a_neighbour():
     """All of a family are related, so each must look elsewhere."""
     family = {n: frozenset(Item(f"g {m}").content for m in range(n // 4 * 4, n // 4 * 4 + 4)) for n in range(16)}

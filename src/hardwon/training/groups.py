@@ -15,7 +15,7 @@ import torch
 
 from hardwon.artifacts import fingerprint, write_json
 from hardwon.distributed import World
-from hardwon.errors import ArtifactError, RecipeError
+from hardwon.errors import ArtifactError, RecipeError, unknown
 from hardwon.items import Example
 from hardwon.models import CachedEncoder, Embedder, Encoder
 from hardwon.randomness import generator
@@ -34,11 +34,14 @@ class Groups:
         size: examples of a group. A batch of 64 with groups of 8 holds 7 near-misses for each query and 56 others.
         skip: nearest gold of other examples that is passed over: most of what is right after all stands first.
         depth: nearest ones behind those that may join a group.
+        sources: data sets whose examples are grouped, the others come as they would without; all if empty. Near-misses help
+            where queries are told apart by details, and cost a little elsewhere (docs/studies.md).
     """
 
     size: int = 8
     skip: int = 1
     depth: int = 32
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("size", 2), ("skip", 0), ("depth", 1)):
@@ -58,15 +61,28 @@ def group(examples: Sequence[Example], encoder: Encoder, how: Groups, *, seed: i
         how: see `Groups`.
         seed: of the order in which groups begin.
         progress: name of the encoding in a bar.
+
+    Raises:
+        RecipeError: no example is of a source that should be grouped.
     """
-    queries = encoder.encode([example.query for example in examples], progress=progress)
-    golds = encoder.encode([example.gold[0] for example in examples], progress=progress)
     sources: dict[str, list[int]] = {}
     for n, example in enumerate(examples):
         sources.setdefault(example.source, []).append(n)
+    for name in how.sources:
+        if name not in sources:
+            raise RecipeError(unknown("source of groups", name, list(sources)))
+    asked = [n for n, example in enumerate(examples) if not how.sources or example.source in how.sources]
+    queries = encoder.encode([examples[n].query for n in asked], progress=progress)
+    golds = encoder.encode([examples[n].gold[0] for n in asked], progress=progress)
+    place_of = {n: place for place, n in enumerate(asked)}
     numbers, count = [0] * len(examples), 0
     for source, rows in sorted(sources.items()):
-        near = _neighbours([examples[n] for n in rows], queries[rows], golds[rows], how)
+        if how.sources and source not in how.sources:  # each is a group of its own
+            for n in rows:
+                numbers[n], count = count, count + 1
+            continue
+        at = [place_of[n] for n in rows]
+        near = _neighbours([examples[n] for n in rows], queries[at], golds[at], how)
         order = list(range(len(rows)))
         generator(seed, "groups", source).shuffle(order)
         for members in _grown(near, order, how.size):
