@@ -146,7 +146,7 @@ def _train(cell: Cell, row: Training, material: Material, clock: Clock) -> dict[
     with clock.on("prepare"):
         groups, grouped = None, 0
         if row.groups:
-            teacher = Encoding(load(cell.of(TEACHER), material))
+            teacher = Encoding(model if row.by_itself else load(cell.of(TEACHER), material))
             groups = group(examples, teacher, row.groups, seed=cell.seed)
             grouped = teacher.encoded
     with clock.on("train"):

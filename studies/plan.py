@@ -71,6 +71,7 @@ class Training:
         queries: of a step; half the encodings if None.
         negatives: of each query's own, how many join a step.
         groups: batches made of near misses, as the teacher sees them.
+        by_itself: near misses as the model sees them before its first step, as `hardwon.training.train` has it; no teacher.
         rules: take candidates out of the comparison.
         pace: times the scale's learning rate.
         longer: times the scale's steps.
@@ -89,6 +90,7 @@ class Training:
     queries: int | None = None
     negatives: int = 0
     groups: Groups | None = None
+    by_itself: bool = False
     rules: FalseNegatives | None = None
     pace: float = 1.0
     longer: float = 1.0
@@ -99,7 +101,7 @@ class Training:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of what has to be there first."""
-        return ((self.mined,) if self.mined else ()) + ((TEACHER,) if self.groups else ())
+        return ((self.mined,) if self.mined else ()) + ((TEACHER,) if self.groups and not self.by_itself else ())
 
 
 @dataclass(frozen=True)

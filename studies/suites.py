@@ -73,6 +73,15 @@ def recipes() -> tuple[Entry, ...]:
     """What might win: ideas put together, at the same encodings and steps."""
     both = InfoNCE(T, symmetric=True)
     best = Training("best", "symmetric, groups, averaged", "recipes", both, average=0.3, groups=Groups(), control="averaged")
+    changes = Training(
+        "changes",
+        "symmetric, groups for changed pictures alone",
+        "recipes",
+        both,
+        groups=Groups(size=32, sources=("composed",)),
+        by_itself=True,
+        control="symmetric",
+    )
     (aligned,) = (entry for entry in mined() if isinstance(entry, Training) and entry.name == "aligned")
     return (
         # What mining, grouping and a teacher cost, spent on steps.
@@ -81,10 +90,13 @@ def recipes() -> tuple[Entry, ...]:
         Training("scratch", "InfoNCE, not aligned, 1.3 x the steps", "recipes", PLAIN, unaligned=True, longer=1.3),
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
         best,
+        changes,
+        replace(changes, name="changes-small", title="the same, 32 queries, 1.5 x the steps", queries=32, longer=1.5),
         # Whether ideas still matter when nobody stops early.
         replace(
             best, name="best-longer", title="symmetric, groups, averaged, three times the steps", longer=3.0, control="longer"
         ),
+        replace(changes, name="changes-longer", title=f"{changes.title}, three times the steps", longer=3.0, control="longer"),
         replace(
             aligned,
             name="aligned-longer",
@@ -212,7 +224,7 @@ def gpu() -> Suite:
     """In-batch rows on a language model of 100 million weights and more; nothing is frozen but the vision tower."""
     scale = Scale(Size(collages=1200, queries=400), steps=600, encodings=512, rate=1e-4, align=400)
     rows = [e for e in (*hardness(), *mined(), *recipes()) if isinstance(e, Training) and not e.mined and not e.average]
-    own = tuple(replace(row, groups=None) for row in rows if row.name not in ("half-batch", "groups"))
+    own = tuple(row for row in rows if not row.groups and row.name != "half-batch")
     return Suite("gpu", scale, own, "in-batch rows on a language model", backbone=SMOLLM)
 
 
