@@ -2,10 +2,12 @@
 
 Nothing here multiplies or divides by the number of processes: what is summed is a sum.
 
-There are two kinds of waiting. Within a training step the processes are never far apart: one that keeps the others waiting for
-ten minutes (`HARDWON_TIMEOUT_S`) hangs, and they end. Everywhere else one of them may work for hours while the others wait:
-embed a training set to group it, look at all its pictures, validate, save. That waiting goes through a group of its own, over
-gloo on the CPU, with a patience of a day; a process that dies closes its connections and is noticed at once in either.
+There are three kinds of waiting. To find each other processes have ten minutes, or the time of a step if that is longer: they
+start apart, and one that never comes cannot be noticed otherwise. Within a training step they are never far apart: one that
+keeps the others waiting for ten minutes (`HARDWON_TIMEOUT_S`) hangs, and they end. Everywhere else one of them may work for
+hours while the others wait: embed a training set to group it, look at all its pictures, validate, save. That waiting goes
+through a group of its own, over gloo on the CPU, with a patience of a day; a process that dies closes its connections and is
+noticed at once in either.
 """
 
 import datetime
@@ -26,6 +28,7 @@ from hardwon.errors import HardwonError, ProcessLost, RecipeError
 
 BUCKET = 1 << 24  # numbers that travel together
 TIMEOUT_S = 600.0
+MEETING = datetime.timedelta(seconds=TIMEOUT_S)
 PATIENCE = datetime.timedelta(days=1)
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -47,6 +50,18 @@ def timeout() -> datetime.timedelta:
 def _patient(whole: Any) -> Any:
     """The group of the same processes that waits long; `whole` is the group that it belongs to."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _connect() -> None:
+    """Connect the processes that a launcher has started, once all of them are here."""
+    limit = timeout()
+    found, rank, size = next(dist.rendezvous("env://", timeout=max(MEETING, limit)))
+    store = dist.PrefixStore("hardwon", found)
+    store.set(f"here {rank}", "")
+    store.wait([f"here {n}" for n in range(size)], max(MEETING, limit))
+    kind = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=limit)
+    _patient(dist.group.WORLD)
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,7 @@ class World:
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout())
-            _patient(dist.group.WORLD)  # now that all are here
+            _connect()
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property
