@@ -12,6 +12,7 @@ noticed at once in either.
 
 import datetime
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hardwon.errors import HardwonError, ProcessLost, RecipeError
+from hardwon.errors import DataError, HardwonError, ProcessLost, RecipeError
 
 BUCKET = 1 << 24  # numbers that travel together
 TIMEOUT_S = 600.0
@@ -150,6 +151,22 @@ class World:
         with self._meeting("telling each other"):
             dist.all_gather_object(made, text, group=self._group)
         return made
+
+    def alike(self, said: bytes) -> None:
+        """Go on if all processes say the same; all of them must ask.
+
+        Raises:
+            DataError: they do not.
+        """
+        if self.size == 1:
+            return
+        number = int.from_bytes(hashlib.blake2b(said, digest_size=7).digest())
+        most, least = self.largest(torch.tensor([number, -number], device=self.device), "comparing batches").tolist()
+        if most != -least:
+            raise DataError(
+                f"the processes do not learn the same{f' ({self.during})' if self.during else ''}: their data, recipes or "
+                "checkpoints differ. All of them must read the same files, on a file system that all machines share"
+            )
 
     def share(self, costs: Sequence[int]) -> list[int]:
         """Positions of the items that are this process's work, in order; costs are spread evenly."""
