@@ -76,5 +76,5 @@ def _digest(held: Mapping[str, np.ndarray]) -> str:
     made = hashlib.blake2b(digest_size=16)
     for name, rows in held.items():
         made.update(f"{name} {rows.shape} {rows.dtype}\n".encode())
-        made.update(np.ascontiguousarray(rows))
+        made.update(np.ascontiguousarray(rows).data)
     return made.hexdigest()
