@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hardwon.errors import DataError, HardwonError, ProcessLost, RecipeError
@@ -56,10 +57,9 @@ def _patient(whole: Any) -> Any:
 def _connect() -> None:
     """Connect the processes that a launcher has started, once all of them are here."""
     limit = timeout()
-    found, rank, size = next(dist.rendezvous("env://", timeout=max(MEETING, limit)))
-    store = dist.PrefixStore("hardwon", found)
-    store.set(f"here {rank}", "")
-    store.wait([f"here {n}" for n in range(size)], max(MEETING, limit))
+    store, rank, size = next(rendezvous("env://", timeout=max(MEETING, limit)))
+    store.set(f"hardwon {rank}", "here")
+    store.wait([f"hardwon {n}" for n in range(size)], max(MEETING, limit))
     kind = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=limit)
     _patient(dist.group.WORLD)

@@ -102,10 +102,8 @@ def test_ten_minutes_in_a_step_and_a_day_elsewhere(monkeypatch):
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **settings: told.update(settings))
     monkeypatch.setattr(distributed, "_patient", lambda group: None)
     met = torch.distributed.HashStore()
-    torch.distributed.PrefixStore("hardwon", met).set("here 0", "")
-    monkeypatch.setattr(
-        torch.distributed, "rendezvous", lambda where, timeout: told.update(meeting=timeout) or iter([(met, 1, 2)])
-    )
+    met.set("hardwon 0", "here")
+    monkeypatch.setattr(distributed, "rendezvous", lambda where, timeout: told.update(meeting=timeout) or iter([(met, 1, 2)]))
     monkeypatch.delenv("HARDWON_TIMEOUT_S", raising=False)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
