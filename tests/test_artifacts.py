@@ -91,9 +91,21 @@ def damage_fields(path):
     (path / "manifest.json").write_text('{\n "files": {},\n "what": 1}')
 
 
+def damage_kinds(path):
+    """What is not JSON's usual object, in a folder that is known to be ours all the same."""
+    (path / "manifest.json").write_text('{"files": [], "inputs": {}, "kind": "thing"}')
+    (path / "started.json").write_text('{"inputs": "", "kind": "thing"}')
+
+
+def damage_depth(path):
+    (path / "manifest.json").write_text('{\n "files": {"a": ' + "[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (damage_kinds, r"manifest\.json (cannot be read .*|is no manifest): delete"),
+        (damage_depth, r"manifest\.json cannot be read .*: delete"),
         (damage_flip, "deep/a.txt has changed since it was written: delete .* and run its stage again"),
         (damage_missing, "deep/a.txt is missing"),
         (damage_cut, "has changed"),

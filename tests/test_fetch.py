@@ -84,6 +84,13 @@ def test_redirects_are_followed_up_to_a_limit(web):
         fetch(f"https://{HOST}/2", AllowedHosts((HOST,)), web.network)
 
 
+@pytest.mark.parametrize("where", ["//[", "https://[::1", "https://[x]/", "//\u00b2[", "http://", "", "\x7f", "//"])
+def test_a_redirect_to_what_is_no_address(web, where):
+    web.pages["/away"] = (302, {"Location": where}, b"")
+    with pytest.raises(BadMedia):
+        fetch(f"https://{HOST}/away", ALLOWED, web.network)
+
+
 @pytest.mark.parametrize("page", [internet.dripping, internet.trickling])
 def test_time_is_a_limit_of_the_whole(web, page):
     web.pages["/slow"] = page

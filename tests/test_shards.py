@@ -54,6 +54,19 @@ def test_a_task_that_cannot_be_read(job, damage):
         Job.open(job.folder)
 
 
+def test_a_folder_that_another_one_cleared_away_stands_again(job):
+    """Two collect the same, and the first is done: workers find the second one's shards all the same."""
+    other = Job.create(job.folder, TASK)
+    job.close()
+    assert not job.folder.exists()
+    name = other.put([1])
+    other.stand()
+    found, task = Job.open(job.folder)
+    assert task == TASK and shards.work(found, double) == 1 and other.output(name).arrays["twice"].tolist() == [2]
+    found.stand()  # who only helps knows of no task
+    job.close()
+
+
 def test_only_one_claims(job):
     name = job.put([1])
     assert [job.claim(worker) is None for worker in "abc"] == [False, True, True]

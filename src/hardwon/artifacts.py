@@ -142,8 +142,10 @@ def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Manifes
         state = "is unfinished" if (path / STARTED).exists() else "is not an artifact" if path.exists() else "does not exist"
         kept = f"; what it held before lies in {_before(path)}" if _ours(_before(path)) else ""
         raise ArtifactError(f"{path} {state}: run the stage that makes it (again){kept}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): delete {path} and run its stage again") from error
+    if not all(isinstance(part, dict) for part in (manifest.inputs, manifest.files, manifest.stats, manifest.made)):
+        raise ArtifactError(f"{path / MANIFEST} is no manifest: delete {path} and run its stage again")
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path} holds a {manifest.kind}, not a {kind}")
     if verify:

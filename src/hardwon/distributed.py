@@ -2,14 +2,17 @@
 
 Nothing here multiplies or divides by the number of processes: what is summed is a sum.
 
-There are two kinds of waiting. Within a training step the processes are never far apart: one that keeps the others waiting for
-ten minutes (`HARDWON_TIMEOUT_S`) hangs, and they end. Everywhere else one of them may work for hours while the others wait:
-embed a training set to group it, look at all its pictures, validate, save. That waiting goes through a group of its own, over
-gloo on the CPU, with a patience of a day; a process that dies closes its connections and is noticed at once in either.
+There are three kinds of waiting. To find each other processes have ten minutes, or the time of a step if that is longer: they
+start apart, and one that never comes cannot be noticed otherwise. Within a training step they are never far apart: one that
+keeps the others waiting for ten minutes (`HARDWON_TIMEOUT_S`) hangs, and they end. Everywhere else one of them may work for
+hours while the others wait: embed a training set to group it, look at all its pictures, validate, save. That waiting goes
+through a group of its own, over gloo on the CPU, with a patience of a day; a process that dies closes its connections and is
+noticed at once in either.
 """
 
 import datetime
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +23,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hardwon.errors import HardwonError, ProcessLost, RecipeError
+from hardwon.errors import DataError, HardwonError, ProcessLost, RecipeError
 
 BUCKET = 1 << 24  # numbers that travel together
 TIMEOUT_S = 600.0
+MEETING = datetime.timedelta(seconds=TIMEOUT_S)
 PATIENCE = datetime.timedelta(days=1)
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -47,6 +52,17 @@ def timeout() -> datetime.timedelta:
 def _patient(whole: Any) -> Any:
     """The group of the same processes that waits long; `whole` is the group that it belongs to."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _connect() -> None:
+    """Connect the processes that a launcher has started, once all of them are here."""
+    limit = timeout()
+    store, rank, size = next(rendezvous("env://", timeout=max(MEETING, limit)))
+    store.set(f"hardwon {rank}", "here")
+    store.wait([f"hardwon {n}" for n in range(size)], max(MEETING, limit))
+    kind = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=limit)
+    _patient(dist.group.WORLD)
 
 
 @dataclass(frozen=True)
@@ -77,8 +93,7 @@ class World:
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout())
-            _patient(dist.group.WORLD)  # now that all are here
+            _connect()
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     @property
@@ -136,6 +151,22 @@ class World:
         with self._meeting("telling each other"):
             dist.all_gather_object(made, text, group=self._group)
         return made
+
+    def alike(self, said: bytes) -> None:
+        """Go on if all processes say the same; all of them must ask.
+
+        Raises:
+            DataError: they do not.
+        """
+        if self.size == 1:
+            return
+        number = int.from_bytes(hashlib.blake2b(said, digest_size=7).digest())
+        most, least = self.largest(torch.tensor([number, -number], device=self.device), "comparing batches").tolist()
+        if most != -least:
+            raise DataError(
+                f"the processes do not learn the same{f' ({self.during})' if self.during else ''}: their data, recipes or "
+                "checkpoints differ. All of them must read the same files, on a file system that all machines share"
+            )
 
     def share(self, costs: Sequence[int]) -> list[int]:
         """Positions of the items that are this process's work, in order; costs are spread evenly."""

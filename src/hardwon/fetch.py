@@ -120,7 +120,10 @@ def fetch(url: str, allowed: AllowedHosts, network: Network | None = None) -> by
         answer = _answer(_Pinned(network.backend, addresses, end), network.trust(), host, target, allowed)
         if isinstance(answer, bytes):
             return answer
-        url = urljoin(f"https://{host}{target}", answer)
+        try:
+            url = urljoin(f"https://{host}{target}", answer)
+        except ValueError as error:
+            raise BadMedia(f"{shown!r} is redirected to what is no address: {error}") from error
     raise BadMedia(f"{shown!r} is redirected more than {allowed.max_hops} times: give the address where it ends")
 
 

@@ -62,18 +62,19 @@ class Job:
     Args:
         folder: shared by all workers.
         lease_s: seconds without a sign of life after which a claim is given up, if one cannot see that its worker has died.
+        task: what is to be done with a shard, if this process is one that collects.
     """
 
-    def __init__(self, folder: Path, lease_s: float = LEASE_S):
-        self.folder, self.lease_s = folder, lease_s
+    def __init__(self, folder: Path, lease_s: float = LEASE_S, task: Mapping[str, Any] | None = None):
+        self.folder, self.lease_s, self.task = folder, lease_s, task
         self.todo, self.claimed, self.done, self.failed = (folder / name for name in ("todo", "claimed", "done", "failed"))
 
     @classmethod
     def create(cls, folder: Path, task: Mapping[str, Any], lease_s: float = LEASE_S) -> "Job":
         """The job of a task; `task` stands in `task.json`."""
-        job = cls(folder, lease_s)
+        job = cls(folder, lease_s, {**task, "lease_s": lease_s})
         job._make()
-        write_json(folder / TASK, {**task, "lease_s": lease_s})
+        write_json(folder / TASK, job.task)
         return job
 
     @classmethod
@@ -88,6 +89,12 @@ class Job:
             return cls(folder, float(task.pop("lease_s"))), task
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder} holds no work ({error}): name the folder that `--workers` has printed") from error
+
+    def stand(self) -> None:
+        """Put the folder up again, if another process that collects the same has cleared it away at its own end."""
+        if self.task is not None and not (self.folder / TASK).exists():
+            self._make()
+            write_json(self.folder / TASK, self.task)
 
     def _make(self) -> None:
         for folder in (self.todo, self.claimed, self.done, self.failed):
@@ -165,6 +172,11 @@ class Job:
             told = json.loads((self.failed / f"{name}.json").read_text(encoding="utf-8"))
             return told["kind"], told["reason"]
         return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anybody is at a shard, or was when it died."""
+        return bool(_names(self.claimed))
 
     def idle(self, names: Collection[str] | None = None) -> bool:
         """Whether nothing is left to do or under way."""

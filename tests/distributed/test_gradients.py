@@ -101,6 +101,9 @@ def test_ten_minutes_in_a_step_and_a_day_elsewhere(monkeypatch):
     told = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **settings: told.update(settings))
     monkeypatch.setattr(distributed, "_patient", lambda group: None)
+    met = torch.distributed.HashStore()
+    met.set("hardwon 0", "here")
+    monkeypatch.setattr(distributed, "rendezvous", lambda where, timeout: told.update(meeting=timeout) or iter([(met, 1, 2)]))
     monkeypatch.delenv("HARDWON_TIMEOUT_S", raising=False)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -110,6 +113,7 @@ def test_ten_minutes_in_a_step_and_a_day_elsewhere(monkeypatch):
     monkeypatch.setenv("HARDWON_TIMEOUT_S", "7.5")
     World.current()
     assert told["timeout"] == datetime.timedelta(seconds=7.5)
+    assert told["meeting"] == datetime.timedelta(minutes=10)  # they start apart, however short a step is
     for wrong in ("0", "-1", "ten", "inf"):
         monkeypatch.setenv("HARDWON_TIMEOUT_S", wrong)
         with pytest.raises(RecipeError, match="HARDWON_TIMEOUT_S must be a number of seconds"):

@@ -9,6 +9,7 @@ import subprocess
 import faulting
 import pytest
 import tiny
+import torch
 from trials import trials
 
 from hardwon import artifacts
@@ -116,6 +117,33 @@ def test_weights_that_are_not_finite_are_not_kept(tiny_text, tmp_path):
     with pytest.raises(ArtifactError, match=rf"after step 4, weight.{name} is not finite.*The last good.*step-0000003"):
         checkpoint.save(tmp_path, 4, parameters, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
+
+
+@pytest.mark.parametrize("left", ["begun", "damaged"])
+def test_what_is_not_whole_takes_no_place_of_one_that_is(left, tiny_text, tmp_path):
+    """Two runs were killed while they wrote step 30 and 25, or both were damaged afterwards: the third has saved step 20."""
+    model = Embedder.load(tiny_text, device="cpu")
+    parameters, optimizer = learned(model), run.optimizer_for(model.module, faulting.SETTINGS)
+    for step in (25, 30):
+        checkpoint.save(tmp_path, step, parameters, optimizer)
+        spoilt = tmp_path / f"step-00000{step}"
+        (spoilt / MANIFEST).unlink() if left == "begun" else cut(0.5)(spoilt / STATE)
+    for step, kept in ((20, [20]), (22, [20, 22]), (24, [22, 24])):
+        checkpoint.save(tmp_path, step, parameters, optimizer)
+        assert checkpoint.read(tmp_path)[0] == step
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:07d}" for n in kept]
+
+
+def test_a_name_that_is_the_end_of_another_one(tmp_path):
+    module = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})})
+    parameters = dict(module.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values())
+    sum(parameter.square().sum() for parameter in parameters.values()).backward()
+    optimizer.step()
+    checkpoint.save(tmp_path, 1, parameters, optimizer)
+    before = {name: sorted(optimizer.state[parameter]) for name, parameter in parameters.items()}
+    assert checkpoint.restore(tmp_path, parameters, optimizer) == (1, [])
+    assert {name: sorted(optimizer.state[parameter]) for name, parameter in parameters.items()} == before
 
 
 def fails_to_save(model, out, monkeypatch, make_room):

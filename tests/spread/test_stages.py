@@ -165,6 +165,13 @@ def test_workers_that_cannot_work_are_given_up(tmp_path, monkeypatch):
         list(engines.spread(tmp_path, {"kind": "embed"}, rows=[[1], [2]], workers=Workers(2), entry=tasks.by_ray))
 
 
+def test_workers_that_are_killed_before_they_begin_are_given_up(tmp_path, monkeypatch):
+    """Where memory is short, loading the model ends like that every time."""
+    monkeypatch.setattr(engines, "COMMAND", ("/bin/sh", "-c", "kill -9 $$"))
+    with pytest.raises(HardwonError, match=r"end with code -9: killed, for want of memory\?"):
+        list(engines.spread(tmp_path, {"kind": "embed"}, rows=[[1], [2]], workers=Workers(2), entry=tasks.by_ray))
+
+
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"threads": 0}, {"lease_s": 0.0}])
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(RecipeError):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardwon.items import Candidate, Example, Item
-from hardwon.training.batches import batches, draw, listed, plan_epoch, shared, with_strangers
+from hardwon.training.batches import batches, draw, listed, plan_epoch, shared, told, with_strangers
 
 
 def gold(text, instruction=""):
@@ -90,6 +90,22 @@ class TestStream:
     def test_without_negatives_only_gold_is_offered(self):
         (batch,) = batches(self.data, size=4, steps=1)
         assert {item.text.split()[0] for item in batch.candidates} == {"gold"}
+
+
+@pytest.mark.parametrize("made", [shared, listed])
+def test_what_is_told_of_a_batch_is_all_that_is_learned_from_it(made):
+    rows = [Example(Item(f"query {n}"), (gold(f"gold {n}"), near(f"near {n}", 0.25)), "a") for n in range(3)]
+    others = [
+        rows[::-1],
+        rows[:2],
+        [*rows[:2], replace(rows[2], query=Item("another"))],
+        [*rows[:2], replace(rows[2], candidates=(rows[2].candidates[0], near("near 2", 0.5)))],
+        [*rows[:2], replace(rows[2], candidates=(gold("gold 2"), gold("near 2")))],
+        [*rows[:2], replace(rows[2], related=frozenset({Item("near 2").content}))],
+    ]
+    same = [replace(row) for row in rows]
+    assert told(made(rows, 4)) == told(made(same, 4)) != told(made(rows, 5))
+    assert all(told(made(other, 4)) != told(made(rows, 4)) for other in others)
 
 
 class TestDraw:

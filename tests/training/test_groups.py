@@ -211,6 +211,21 @@ def test_a_run_that_goes_on_believes_its_groups_whatever_its_model_is_like(tiny_
         groups.agreed(some, fresh, how, seed=0, out=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "null", '{"groups": 3}', '{"groups": [1, "a"]}', '{"made from": "x"}', "\x00"]
+)
+def test_groups_that_cannot_be_read(text_model, some, tmp_path, damage, monkeypatch):
+    """A new run makes them anew; one that goes on says what is wrong."""
+    monkeypatch.setattr(groups, "group", lambda *_, **__: list(range(len(some))))
+    (tmp_path / FILE).write_text(damage)
+    assert groups.agreed(some, text_model, Groups(size=4), seed=0, out=tmp_path) == list(range(len(some)))
+    (tmp_path / "checkpoint/step-0000002").mkdir(parents=True)
+    (tmp_path / "checkpoint/step-0000002/manifest.json").write_text("{}")
+    (tmp_path / FILE).write_text(damage)
+    with pytest.raises(ArtifactError, match="are missing or damaged"):
+        groups.agreed(some, text_model, Groups(size=4), seed=0, out=tmp_path)
+
+
 def test_a_grouping_that_was_stopped_embeds_nothing_again(tiny_text, some, tmp_path, monkeypatch):
     how, model = Groups(size=4), Embedder.load(tiny_text, device="cpu")
     monkeypatch.setattr(cached, "CHUNK", 16)

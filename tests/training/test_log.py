@@ -26,6 +26,15 @@ def rows_of(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("torn", ['{"step": 3, "gradient": {"a": 0.5}', "5}", "\x00\x00}", '{"step": 3', "[1]", '"x"'])
+def test_a_line_that_was_cut_off_is_none(torn, tmp_path):
+    """Wherever that was: the run goes on."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{{"step": 2, "loss": 1.0}}\n{torn}')
+    with log.metrics_log(tmp_path, 1, "title", ()) as tell:
+        tell({"step": 2, "loss": 2.0})
+    assert rows_of(tmp_path) == [{"step": 1}, {"step": 2, "loss": 2.0}]
+
+
 class TestRows:
     def test_learning_rate_and_its_share(self, text_model, texts, tmp_path):
         train(text_model, texts, InfoNCE(0.1), steps=5, settings=QUICK, out=tmp_path)

@@ -86,11 +86,14 @@ class _Local:
             code = process.poll()
             if code is None:
                 continue
+            # One that is killed at a shard has done nothing wrong: the job counts that. One that never gets so far has: where
+            # memory is short, loading the model ends like that every time.
+            self.ended = self.ended + 1 if code > 0 or not job.begun else 0
             job.recover()
-            self.ended = self.ended + 1 if code > 0 else 0  # one that was killed has done nothing wrong
             if self.ended >= FAILURES * self.workers.count:
                 said = (self.log / f"{os.getpid()}-{n}.txt").read_text(errors="replace").strip().splitlines()[-1:]
-                raise HardwonError(f"workers in {self.below} end with code {code}: {' '.join(said) or 'nothing was said'}")
+                told = " ".join(said) or ("killed, for want of memory? Take fewer workers" if code < 0 else "nothing was said")
+                raise HardwonError(f"workers in {self.below} end with code {code}: {told}")
             self.processes[n] = self._start(n)
 
     def stop(self) -> None:
@@ -204,6 +207,7 @@ def spread(
     rows: Sequence[Sequence[Any]],
     workers: Workers,
     entry: Entry,
+    renew: Callable[[], None] = lambda: None,
 ) -> Iterator[Output | None]:
     """What comes of shards, in their order; None for one that failed, which the caller does itself, to see why.
 
@@ -215,6 +219,7 @@ def spread(
         rows: of each shard.
         workers: who does it.
         entry: what a task of Ray does: help with all jobs below a folder, with so many threads.
+        renew: called again and again: puts back what the task names, if another run that needed the same has cleared it away.
 
     Raises:
         HardwonError: workers that cannot start, or die over a shard again and again.
@@ -229,10 +234,13 @@ def spread(
                 if output or failed:
                     break
                 those.check(job)
+                renew()
+                job.stand()
                 if not job.known(name):  # damaged, or taken by another run that needed the same
                     job.put(part)
                 time.sleep(shards.POLL_S)
             if failed and failed[0] == "died":
+                job.forget(name)  # or the next run would be told the same without a try
                 raise HardwonError(f"shard {name} of {job.folder} is given up: {failed[1]}. Run again to try once more")
             yield output
             job.forget(name)

@@ -1,5 +1,6 @@
 """Exact search by several processes: as `nearest`, bit for bit, since a score depends on its two vectors alone."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from hardwon.artifacts import checksum, replacing
+from hardwon.artifacts import replacing
 from hardwon.search.retrieve import Found, nearest
 from hardwon.spread.engines import Workers, spread
 from hardwon.spread.tasks import by_ray
@@ -45,19 +46,35 @@ def nearest_of(
     below.mkdir(parents=True, exist_ok=True)
     numbers = {name: n for n, name in enumerate(pools)}
     held = {f"pool-{numbers[name]}": rows for name, rows in pools.items()} | {"queries": queries}
-    file = below / "vectors.safetensors"
-    with replacing(file) as neighbour:
-        save_file({name: torch.from_numpy(np.ascontiguousarray(rows)) for name, rows in held.items()}, neighbour)
-    # Named by its content: another run beside this one may search other vectors.
-    named = file.rename(below / f"vectors-{checksum(file)[:32]}.safetensors")
+    # Named by its content from the start: another run beside this one may search other vectors.
+    named = below / f"vectors-{_digest(held)}.safetensors"
+
+    def write() -> None:
+        with replacing(named) as neighbour:
+            save_file({name: torch.from_numpy(np.ascontiguousarray(rows)) for name, rows in held.items()}, neighbour)
+
+    def renew() -> None:
+        if not named.exists():
+            write()
+
+    write()  # also over what a run that was killed has left
     task = {"kind": "nearest", "vectors": str(named.resolve()), "depth": depth}
     rows = [
         [[numbers[b.pool], int(n), list(map(int, barred))] for n, barred in zip(b.queries, b.barred, strict=True)]
         for b in blocks
     ]
-    for block, output in zip(blocks, spread(below, task, rows=rows, workers=workers, entry=by_ray), strict=True):
+    found = spread(below, task, rows=rows, workers=workers, entry=by_ray, renew=renew)
+    for block, output in zip(blocks, found, strict=True):
         if output is None:
             yield nearest(queries[list(block.queries)], pools[block.pool], depth, exclude=block.barred)
         else:
             yield Found(output.arrays["ids"], output.arrays["scores"])
     named.unlink(missing_ok=True)
+
+
+def _digest(held: Mapping[str, np.ndarray]) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    for name, rows in held.items():
+        made.update(f"{name} {rows.shape} {rows.dtype}\n".encode())
+        made.update(np.ascontiguousarray(rows).data)
+    return made.hexdigest()

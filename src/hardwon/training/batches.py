@@ -158,6 +158,16 @@ def shared(examples: Sequence[Example], number: int) -> Batch:
     return Batch(tuple(e.query for e in examples), tuple(items), known, number)
 
 
+def told(batch: "Batch | ListBatch") -> bytes:
+    """All that a step learns from a batch, in short: equal batches tell the same."""
+    sides = (batch.queries, batch.candidates) if isinstance(batch, Batch) else tuple(zip(*batch.pairs, strict=True))
+    keys = [" ".join(item.key for item in side) for side in sides]
+    known = batch.targets
+    tensors = [known.gold, known.judged, known.relevance, known.comparable]
+    tensors += [known.rows, known.columns] if isinstance(known, KnownPairs) else []
+    return "|".join([str(batch.number), *keys]).encode() + b"".join(tensor.numpy().tobytes() for tensor in tensors)
+
+
 @dataclass
 class _Known:
     """What is known of one pair."""

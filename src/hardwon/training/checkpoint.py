@@ -82,8 +82,20 @@ def write(folder: Path, step: int, tensors: Tensors) -> None:
             f"the checkpoint of step {step} cannot be written to {path} ({size:,.1f} MB): {error}. {_last(folder)} Make room, "
             "or let the folder be written to, and run the same command again"
         ) from error
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
+    _remove_old(folder, path)
+
+
+def _remove_old(folder: Path, newest: Path) -> None:
+    """Leave `newest` and the finished ones before it, `KEEP` in all.
+
+    Whatever bears a higher number was passed over as damaged, and what has no manifest is what a killed run had begun: neither
+    may take the place of one that is whole.
+    """
+    everything = sorted(folder.glob("step-*"))
+    kept = [path for path in everything if path <= newest and (path / artifacts.MANIFEST).exists()][-KEEP:]
+    for path in everything:
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def begun(folder: Path) -> bool:
@@ -142,16 +154,15 @@ def restore(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimiz
 def load(tensors: Tensors, parameters: Parameters, optimizer: torch.optim.Optimizer) -> None:
     """Put weights, optimizer and generators into the state that tensors hold."""
     states: dict[torch.Tensor, dict[str, Any]] = {}
+    kept: dict[str, Tensors] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, kind, name = key.split(".", 2)  # no kind of torch's has a dot, and most names have
+            kept.setdefault(name, {})[kind] = value
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(parted(tensors[f"weight.{name}"], parameter))
-            ending = f".{name}"
-            found = {
-                key.removeprefix("optimizer.").removesuffix(ending): value
-                for key, value in tensors.items()
-                if key.startswith("optimizer.") and key.endswith(ending)
-            }
-            if found:
+            if found := kept.get(name):
                 states[parameter] = {kind: v if kind == "step" else parted(v, parameter) for kind, v in found.items()}
     optimizer.state.clear()
     optimizer.state.update(states)

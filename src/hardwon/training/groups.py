@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,17 +157,26 @@ def agreed(examples: Sequence[Example], embedder: Embedder, how: Groups, *, seed
     return numbers.tolist()
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What was kept; {} if there is nothing, or nothing that can be read."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept if all(isinstance(number, int) for number in kept["groups"]) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _kept(examples: Sequence[Example], encoder: Encoder, how: Groups, seed: int, out: Path | None) -> list[int]:
     if out is None:
         return group(examples, encoder, how, seed=seed, progress="embedding for groups")
     keys = [[e.query.key, [g.key for g in e.gold], e.source, sorted(e.related)] for e in examples]
     made_from = fingerprint([list(astuple(how)), seed, keys])
-    kept = json.loads((out / FILE).read_text(encoding="utf-8")) if (out / FILE).is_file() else {}
+    kept = _read(out / FILE)
     under_way = checkpoint.begun(out / "checkpoint")
     if kept.get("made from") == made_from and (under_way or kept.get("encoder") == encoder.fingerprint):
         return kept["groups"]
     if under_way:
-        why = "are of other examples, settings or seed" if kept else "are missing"
+        why = "are of other examples, settings or seed" if kept else "are missing or damaged"
         raise ArtifactError(
             f"{out} has a checkpoint, but the groups that its run began with {why} ({out / FILE}): go on with what it began "
             f"with, or delete {out / 'checkpoint'} to begin anew"

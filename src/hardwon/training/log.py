@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,17 @@ def memory_mib(device: torch.device) -> float:
     return most / (MIB if sys.platform == "darwin" else 1024)
 
 
+def _rows(path: Path) -> list[Row]:
+    """The rows of a log; a line that was cut off, wherever that was, is none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            row = json.loads(line)
+            found += [row] if isinstance(row, dict) else []
+    return found
+
+
 @contextmanager
 def metrics_log(out: Path | None, start: int, title: str, track: Sequence[str]) -> Iterator[Callable[[Row], None]]:
     """Append rows to `out/metrics.jsonl` and hand them to trackers.
@@ -99,8 +110,7 @@ def metrics_log(out: Path | None, start: int, title: str, track: Sequence[str]) 
             yield tell
         return
     path = out / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    rows = _rows(path)
     late = [row for row in rows if row.get("step", 0) > start]
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

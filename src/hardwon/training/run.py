@@ -23,7 +23,7 @@ from hardwon.models.precision import computed_in
 from hardwon.progress import bar
 from hardwon.randomness import generator
 from hardwon.training import checkpoint, divergence
-from hardwon.training.batches import batches, draw, listed, plan_epoch, shuffled, with_strangers
+from hardwon.training.batches import batches, draw, listed, plan_epoch, shuffled, told, with_strangers
 from hardwon.training.groups import agreed
 from hardwon.training.log import Row, Spikes, in_words, metrics_log, step_row
 from hardwon.training.loop import Settings, Step, fit, optimizer_for, without_dropout
@@ -73,6 +73,7 @@ def train(
         ArtifactError: a checkpoint that cannot be written; the one before is whole.
         Stopped: SIGTERM came, and there is a checkpoint; the program ends with exit code 0.
         ProcessLost: another process has ended or hangs.
+        DataError: several processes do not have the same data, settings or checkpoint.
         MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
@@ -258,6 +259,8 @@ def _gradient(
             log({"step": batch.number + 1, "gradient": rounded or None})
 
         together = world.in_step(f"step {batch.number + 1}")
+        if world.size > 1:  # a file that is another one on one of the machines would be learned from without a word
+            together.alike(told(batch))
         return take(model, objective, batch, room, together, watch if due else None, plan.shards)
 
     return gradient
