@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ KEEP, RERANKED = 2, 10  # negatives mined per query; candidates a reranker reads
 # What a reranker learns from. Copies of pictures cannot be looked for: here a picture is its name (studies.features).
 NEAR = Mining(depth=24, keep=8, skip=1, selector=Cyclic(2), copies=None)
 QUERIES, LONGER = 4000, 3  # one that is measured: for so many pairs, and so much longer than a judge
+SHOWN = ("title", "family", "control")  # fields that say how a row is shown
 ROOM = Memory(chunk_tokens=1 << 20)
 
 
@@ -70,16 +71,26 @@ class Cell:
 
     @property
     def made_from(self) -> str:
-        """Everything the result depends on, but the code: a result made from something else is made anew."""
+        """Everything the result depends on, but the code: a result made from something else is made anew.
+
+        How a row is shown is not what it is, and neither is what it leaves as it would be without saying.
+        """
         entry = self.suite.entry(self.entry)
         needed = [self.of(name).made_from for name in entry.needs]
-        shown = {name: "" for name in ("title", "family", "control") if name in {f.name for f in fields(entry)}}
-        entry = replace(entry, **shown)  # how it is shown is not what it is
-        return fingerprint([repr(entry), repr(self.suite.scale), self.suite.backbone, self.seed, self.material, needed])
+        said = {f.name: repr(getattr(entry, f.name)) for f in fields(entry) if f.name not in SHOWN and not _left(entry, f)}
+        return fingerprint(
+            [type(entry).__name__, said, repr(self.suite.scale), self.suite.backbone, self.seed, self.material, needed]
+        )
 
     def of(self, name: str) -> "Cell":
         """Another entry for the same seed."""
         return replace(self, entry=name)
+
+
+def _left(entry: Entry, one: "Field[Any]") -> bool:
+    """Whether a field holds its default."""
+    made = one.default_factory() if one.default_factory is not MISSING else one.default
+    return getattr(entry, one.name) == made
 
 
 @dataclass
