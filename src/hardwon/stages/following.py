@@ -63,9 +63,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is remembered of a row that is there."""
+    """What is remembered of a row that is there; what an earlier version has not written down is ""."""
 
-    content: str
+    key: str
+    file: str
     place: str
     mark: str
     pictured: bool
@@ -86,7 +87,7 @@ class Run:
         place = os.path.relpath(path.resolve(), inside)
         self.about = about if place in about.paths else replace(about, paths=(*about.paths, place))
         self.known = {entry.id: _known(entry.payload) for entry in store.rows()}
-        self.by_content = {row.content: key for key, row in self.known.items()}
+        self.by_key = {row.key: id for id, row in self.known.items() if row.key}  # rows that vectors can be taken from
         self.said = self.about.space.instruction
 
     def run(self) -> None:
@@ -108,7 +109,7 @@ class Run:
         """The rows that are new or have changed; ids of all that are there go into `seen`."""
         ids: dict[str, list[str]] = {}
         for key, row in self.known.items():
-            ids.setdefault(row.place.split("#")[0], []).append(key)
+            ids.setdefault(row.file, []).append(key)
         settings = fingerprint(self.reading)[:8]
         files = [f for f in self.listing.files if not self._done(f, settings, ids.get(f"{self.root}/{f.name}", []), seen)]
         with bar("reading", len(files), "files") if files else nullcontext(lambda n=1, note="": None) as advance:
@@ -146,9 +147,10 @@ class Run:
             item = each.item if each.item.instruction or not self.said else replace(each.item, instruction=self.said)
             place = f"{self.root}/{each.place}"
             key = hashlib.blake2b(place.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-            row = Row(key, item.content, self._source(each.place, file), place, item, "", "" if each.made else self.root)
-            row, before = replace(row, mark=f"{file.mark}:{settings}/{total}"), self.known.get(key)
-            if before is not None and before.content == row.content:
+            row = Row(key, item.content, self._source(file), place, item, "", "" if each.made else self.root)
+            row = replace(row, mark=f"{file.mark}:{settings}/{total}", key=item.key, file=f"{self.root}/{file.name}")
+            before = self.known.get(key)
+            if before is not None and before.key == row.key:
                 seen.add(key)
                 self.counts.unchanged += 1
                 if before.mark == row.mark:
@@ -156,38 +158,39 @@ class Run:
             made.append(row)
         return made
 
-    def _source(self, place: str, file: File) -> str:
-        first, slash, _ = place.partition("/")
+    def _source(self, file: File) -> str:
+        first, slash, _ = file.name.partition("/")
         return first if slash else file.name if file.kind == "rows" else self.root
 
     def _write(self, rows: Sequence[Row], seen: set[str]) -> None:
-        """Encode what no row has the content of, and write all."""
+        """Encode what no row has the vector of, and write all."""
         vectors: dict[str, np.ndarray] = {}
-        old = {row.content: self.by_content[row.content] for row in rows if row.content in self.by_content}
+        old = {row.key: self.by_key[row.key] for row in rows if row.key in self.by_key}
         if old:
             vectors |= zip(old, self.store.vectors(list(old.values())), strict=True)
-        new = {row.content: row.item for row in rows if row.content not in vectors}
+        new = {row.key: row.item for row in rows if row.key not in vectors}
         made = self._encoded(new) if new else {}
         self.counts.encoded += len(made)
         vectors |= made
-        good = [row for row in rows if row.content in vectors]
+        good = [row for row in rows if row.key in vectors]
         bases = {root: self.about.at(self.out, root) for root in {row.root for row in good}}
         if good:
-            self.store.upsert([row.entry(bases[row.root]) for row in good], np.stack([vectors[row.content] for row in good]))
+            self.store.upsert([row.entry(bases[row.root]) for row in good], np.stack([vectors[row.key] for row in good]))
             self.store.refresh()
-        for row in good:
+        for row in good:  # before any of them is noted: two rows may have changed places
             before = self.known.get(row.id)
+            if before is not None and self.by_key.get(before.key) == row.id:
+                del self.by_key[before.key]  # that vector is overwritten
+        for row in good:
             if row.id not in seen:
-                self.counts.added += before is None
-                self.counts.updated += before is not None
+                self.counts.added += row.id not in self.known
+                self.counts.updated += row.id in self.known
             seen.add(row.id)
-            self.known[row.id] = _Known(row.content, row.place, row.mark, bool(row.item.pictures))
-            self.by_content.setdefault(row.content, row.id)
-        if old:  # a row that was overwritten may have been the one that a content was found by
-            self.by_content = {row.content: key for key, row in self.known.items()}
+            self.known[row.id] = _Known(row.key, row.file, row.place, row.mark, bool(row.item.pictures))
+            self.by_key.setdefault(row.key, row.id)
 
     def _encoded(self, items: dict[str, Item]) -> dict[str, np.ndarray]:
-        """Vectors by content; what the model cannot use is listed and left out."""
+        """Vectors by key; what the model cannot use is listed and left out."""
         while items:
             try:
                 made = self.about.space.cut(encoded(self.encoder, list(items.values()), ""))
@@ -199,7 +202,7 @@ class Run:
                     bad = dict.fromkeys(items.values(), str(error))
                 else:  # one of them is too large, say
                     return {k: v for each, item in items.items() for k, v in self._encoded({each: item}).items()}
-            left = {content: item for content, item in items.items() if item not in bad}
+            left = {key: item for key, item in items.items() if item not in bad}
             assert len(left) < len(items), "the model names items that it was not given"
             self.counts.failed += [BadRow(_shown(item), 1, reason) for item, reason in bad.items()]
             items = left
@@ -207,7 +210,7 @@ class Run:
 
     def _remove(self, seen: set[str]) -> None:
         scope = self._scope()
-        gone = [key for key, row in self.known.items() if key not in seen and scope(row.place)]
+        gone = [key for key, row in self.known.items() if key not in seen and scope(row)]
         if gone:
             self.store.delete(gone)
         self.counts.removed += len(gone)
@@ -229,12 +232,12 @@ class Run:
         self.store.refresh()
         return (entry.payload for entry in self.store.rows())
 
-    def _scope(self) -> Callable[[str], bool]:
+    def _scope(self) -> Callable[[_Known], bool]:
         """Whether a row is one that this run is about."""
         if self.path.is_dir():
-            return lambda place: place.startswith(f"{self.root}/")
+            return lambda row: row.place.startswith(f"{self.root}/")
         name = f"{self.root}/{self.path.name}"
-        return lambda place: place.split("#")[0] == name
+        return lambda row: row.file == name
 
     def _list_failures(self) -> None:
         write_json(self.out / FAILED, [row._asdict() for row in self.counts.failed])
@@ -255,7 +258,9 @@ def _rooted(about: About, root: Path, out: Path) -> tuple[About, str]:
 
 def _known(payload: str) -> _Known:
     body = json.loads(payload)
-    return _Known(body["content"], body["place"], body["mark"], len(body["item"].keys() & {"images", "video"}) > 0)
+    file = body.get("file") or body["place"].split("#")[0]  # of an earlier version, which names with a # mislead
+    pictured = len(body["item"].keys() & {"images", "video"}) > 0
+    return _Known(body.get("key", ""), file, body["place"], body["mark"], pictured)
 
 
 def _shown(item: Item) -> str:
