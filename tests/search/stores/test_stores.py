@@ -194,6 +194,15 @@ def test_an_address_that_cannot_be_read_is_not_shown(address):
     assert "secret" not in str(caught.value)
 
 
+def test_an_id_of_another_form_is_refused(backend):
+    store = created(backend)
+    for wrong in ("40", "../x", "x" * 32, "A" * 32, "0" * 31 + "\n"):
+        for ask in (store.vectors, store.delete, lambda ids: list(store.rows(ids))):
+            with pytest.raises(DataError, match="32 hexadecimal"):
+                ask([wrong])
+    store.close()
+
+
 def test_a_space_says_what_cannot_be():
     with pytest.raises(DataError, match="choose 1 to that many"):
         Space("m", 4, 5)
