@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,9 @@ from hardwon.search.compressed import Recall
 from hardwon.search.index import encoded
 from hardwon.search.stores import Store
 from hardwon.search.stores.embedded import Embedded
+from hardwon.stages import media
 
-FAILED, MEDIA = "failed.json", "media"
+FAILED = "failed.json"
 BATCH = 256  # rows between two writes: what a kill may cost
 DEAD = 0.3  # share of rows that may be gone before an embedded store is written anew
 
@@ -70,6 +70,7 @@ class _Known:
     place: str
     mark: str
     pictured: bool
+    made: frozenset[str]  # pictures of the index's own that it shows
 
 
 class Run:
@@ -77,7 +78,7 @@ class Run:
 
     def __init__(self, encoder: Encoder, path: Path, out: Path, about: About, store: Store, reading: Reading, counts: Counts):
         self.encoder, self.path, self.out, self.store, self.reading = encoder, path, out, store, reading
-        self.media, self.counts = out / MEDIA, counts
+        self.made, self.counts = media.there(out), counts
         found = listed(path, reading)
         inside = out.resolve()
         self.listing: Listing = replace(found, files=tuple(f for f in found.files if not f.path.is_relative_to(inside)))
@@ -127,6 +128,8 @@ class Run:
             file.kind == "rows" and any(self.known[key].pictured for key in ids)
         ):
             return False  # pictures that rows name may have changed where the rows have not
+        if any(not self.known[key].made <= self.made for key in ids):
+            return False  # another build of the index has had no use for them
         self.counts.unchanged += len(ids)
         seen.update(ids)
         return True
@@ -136,7 +139,7 @@ class Run:
         good: list[Thing] = []
         bad = len(self.counts.failed)
         try:
-            for each in things(file, self.listing.root, self.media, self.reading):
+            for each in things(file, self.listing.root, self.out / media.MEDIA, self.reading):
                 good.append(each) if isinstance(each, Thing) else self.counts.failed.append(each)
         except DataError as error:
             self.counts.failed.append(BadRow(str(file.path), 1, str(error)))
@@ -174,8 +177,9 @@ class Run:
         vectors |= made
         good = [row for row in rows if row.key in vectors]
         bases = {root: self.about.at(self.out, root) for root in {row.root for row in good}}
+        entries = {row.id: row.entry(bases[row.root]) for row in good}
         if good:
-            self.store.upsert([row.entry(bases[row.root]) for row in good], np.stack([vectors[row.key] for row in good]))
+            self.store.upsert(list(entries.values()), np.stack([vectors[row.key] for row in good]))
             self.store.refresh()
         for row in good:  # before any of them is noted: two rows may have changed places
             before = self.known.get(row.id)
@@ -186,7 +190,7 @@ class Run:
                 self.counts.added += row.id not in self.known
                 self.counts.updated += row.id in self.known
             seen.add(row.id)
-            self.known[row.id] = _Known(row.key, row.file, row.place, row.mark, bool(row.item.pictures))
+            self.known[row.id] = _known(entries[row.id].payload)
             self.by_key.setdefault(row.key, row.id)
 
     def _encoded(self, items: dict[str, Item]) -> dict[str, np.ndarray]:
@@ -214,23 +218,6 @@ class Run:
         if gone:
             self.store.delete(gone)
         self.counts.removed += len(gone)
-        if not self.media.is_dir():
-            return
-        used = set()
-        for entry in self._payloads():
-            item = json.loads(entry)["item"]
-            used |= {
-                Path(name).parts[1]
-                for name in [*item.get("images", ()), *item.get("video", ())]
-                if name.startswith(f"{MEDIA}/")
-            }
-        for path in self.media.iterdir():
-            if path.name not in used:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _payloads(self) -> Iterator[str]:
-        self.store.refresh()
-        return (entry.payload for entry in self.store.rows())
 
     def _scope(self) -> Callable[[_Known], bool]:
         """Whether a row is one that this run is about."""
@@ -260,7 +247,7 @@ def _known(payload: str) -> _Known:
     body = json.loads(payload)
     file = body.get("file") or body["place"].split("#")[0]  # of an earlier version, which names with a # mislead
     pictured = len(body["item"].keys() & {"images", "video"}) > 0
-    return _Known(body.get("key", ""), file, body["place"], body["mark"], pictured)
+    return _Known(body.get("key", ""), file, body["place"], body["mark"], pictured, media.names(body))
 
 
 def _shown(item: Item) -> str:
