@@ -96,7 +96,7 @@ async function search({ remember = true } = {}) {
       say("status", moves(second.hits, state.before));
     }
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError" || number !== state.asked) return;
     say("status", error.message, true);
   } finally {
     if (number === state.asked) by("grid").classList.remove("waiting");
@@ -119,6 +119,7 @@ function moves(hits, before) {
 
 async function sample() {
   const number = ++state.asked, count = Math.min(Number(by("k").value), state.about.items);
+  by("grid").classList.remove("waiting"); // of a search that this takes the place of
   try {
     const { items } = await ask(`/page/sample?k=${count}&seed=${Math.floor(Math.random() * 1e6)}`);
     if (number !== state.asked) return;
@@ -126,7 +127,7 @@ async function sample() {
     say("status", `${count} of ${state.about.items.toLocaleString("en")}, drawn at random: choose one, or ask for something.`);
     by("another").hidden = count === state.about.items;
   } catch (error) {
-    say("status", error.message, true);
+    if (number === state.asked) say("status", error.message, true);
   }
 }
 
