@@ -51,7 +51,8 @@ export function say(id, text, failed = false) {
   by(id).classList.toggle("failed", failed);
 }
 
-export const thumbnail = (id) => `/page/thumbnails/${id}?of=${state.about.fingerprint}`;
+// The address names what the picture shows: browsers keep it, and what has changed has another.
+export const thumbnail = ({ id, content }) => `/page/thumbnails/${id}${content ? `?of=${content}` : ""}`;
 
 export function named(item) {
   if (item.text) return item.text;
@@ -200,16 +201,16 @@ function frame(hit) {
   image.decoding = "async";
   image.alt = "";
   image.addEventListener("error", () => made.replaceChildren(make("span", "lost", "picture that cannot be read")), { once: true });
-  image.src = thumbnail(hit.id);
+  image.src = thumbnail(hit);
   made.append(image);
   return made;
 }
 
-export function moreLike(id, name = "") {
+export function moreLike(item, name = "") {
   setPicture("");
   by("words").value = "";
-  state.like = id;
-  given(thumbnail(id), name);
+  state.like = item.id;
+  given(thumbnail(item), name);
   choose("found");
   search();
   scrollTo({ top: 0, behavior: STILL.matches ? "auto" : "smooth" });
@@ -282,7 +283,7 @@ function restore() {
   by("instruction").value = asked.get("instruction") ?? state.about.instructions[0] ?? "";
   state.picture = "";
   state.like = like !== null && /^[0-9a-z]{1,64}$/.test(like) ? like : null;
-  given(state.like === null ? "" : thumbnail(state.like));
+  given(state.like === null ? "" : thumbnail({ id: state.like }));
   choose(location.hash === "#map" ? "map" : "found");
   search({ remember: false });
 }
@@ -335,8 +336,9 @@ function listen() {
   });
   by("grid").addEventListener("keydown", gridKey);
   by("grid").addEventListener("click", (event) => {
-    const hit = event.target.closest(".hit");
-    if (hit) moreLike(hit.dataset.id, named(state.hits.find((each) => each.id === hit.dataset.id)));
+    const chosen = event.target.closest(".hit");
+    const hit = chosen && state.hits.find((each) => each.id === chosen.dataset.id);
+    if (hit) moreLike(hit, named(hit));
   });
   by("rerank").addEventListener("change", () => search());
   by("k").addEventListener("change", () => search({ remember: false }));
