@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -283,3 +286,76 @@ def damaged(folder, times, seed):
         path.write_bytes(whole)
     assert len(stores.Embedded(folder / "store", SPACE)) == 119
     return missed
+
+
+def killed_everywhere(folder, out, log, every):
+    """A process that builds an index anew, killed at changes of files; writes what was wrong afterwards, or how many.
+
+    It is begun by itself so that no threads of others are around when it forks. It is killed at one change of `every`, but at
+    all of those where the new index takes the place of the old one: the last ones.
+    """
+    from dataclasses import replace
+
+    from fakes import FakeEncoder
+
+    from hardwon.data.gather import Reading
+    from hardwon.search import open_index
+    from hardwon.stages.indexing import Wanted, index_path
+
+    def told(index, encoder):
+        rows = index.rows()
+        cosines = (index.vectors([row.id for row in rows]) * encoder.encode([row.item for row in rows])).sum(axis=1)
+        lost = [row.place for row in rows if row.picture is not None and not row.picture.is_file()]
+        return len(rows), lost, bool((cosines > 0.999).all())
+
+    first, second = FakeEncoder("one", DIM), FakeEncoder("two", DIM)
+    wanted = Wanted(reading=Reading(dpi=36))
+    for _ in range(2):  # so that there is something to drop
+        index_path(first, "some/model", folder, out, replace(wanted, rebuild=out.exists()))
+    good, wrong = told(open_index(out), first), []
+    assert not good[1] and good[2], good
+    anew, whole = Wanted(reading=Reading(dpi=72), rebuild=True), out.parent / "whole"
+    shutil.copytree(out, whole)
+
+    def forked(left):
+        shutil.rmtree(out)
+        shutil.copytree(whole, out)
+        child = os.fork()
+        if not child:
+            sys.addaudithook(_dying(str(out), left, log))
+            index_path(second, "some/model", folder, out, anew)
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    assert forked(1_000_000) == 0
+    changed = log.read_text().splitlines()
+    last = next(n for n, name in enumerate(changed) if "earlier.json" in name)
+    for left in sorted({*range(0, last, every), *range(last, len(changed))}):
+        assert forked(left) == signal.SIGKILL
+        for again in (False, True):
+            index = open_index(out)
+            encoder = first if index.space.model == "one" else second
+            if told(index, encoder) != good:
+                wrong.append(f"before {left}, {changed[left]}: {told(index, encoder)}")
+            # What follows may be an update, of the one or the other, or the next try.
+            index_path(second if again else encoder, "some/model", folder, out, anew if again else wanted)
+        index = open_index(out)
+        if told(index, second) != good or len(list(out.glob("rows_*"))) > 3 or (out / "building.json").exists():
+            wrong.append(f"{left}, in the end: {told(index, second)} {sorted(path.name for path in out.iterdir())}")
+    log.write_text("\n".join(wrong) or str(len(changed) - last))
+
+
+def _dying(folder, left, log):
+    """Kills this process before a change of a file in a folder, after so many of them, whose names it logs."""
+    log.write_text("")
+
+    def watch(event, arguments):
+        nonlocal left
+        if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir") and str(arguments[0]).startswith(folder):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            with open(log, "a") as file:
+                file.write(f"{event} {arguments[0]}\n")
+
+    return watch

@@ -73,7 +73,7 @@ def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people se
 
 
 class _Found:
-    """The hits, their rows of the index, and what they were before a reranker read them."""
+    """The hits with their rows of the index, and what they were before a reranker read them."""
 
     def __init__(self, index: Any, query: Item, k: int, fused: Any):
         before = index.search(query, k if fused is None else max(k, fused.depth))
@@ -82,16 +82,15 @@ class _Found:
         self.milliseconds = 1000 * (time.perf_counter() - start)
         self.query, self.fused, self.before, self.pairs = query, fused, before, after.pairs
         self.hits, self.total = after[:k], len(index)
-        self.rows = index.rows([str(hit.id) for hit in self.hits])
         self.was = {hit.id: hit for hit in before}
 
     def to_json(self) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = []
-        for hit, row in zip(self.hits, self.rows, strict=True):
+        for hit in self.hits:
             told: dict[str, Any] = {"rank": hit.rank, "score": round(hit.score, 6)}
             if self.fused is not None:
                 told |= {"was": self.was[hit.id].rank, "cosine": round(self.was[hit.id].score, 6)}
-            place = {"id": row.id, "place": row.place, "source": row.source}
+            place = {"id": hit.row.id, "place": hit.row.place, "source": hit.row.source}
             made.append(told | place | hit.item.to_json(Path.cwd()))
         return made
 
@@ -119,13 +118,13 @@ def _show(found: _Found, thumbnails: bool | None) -> None:
     shown = _shower(thumbnails, console.is_terminal)
     names = ["rank", "score", "what"] if found.fused is None else ["rank", "was", "score", "cosine", "what"]
     table = Table(*names, *(["picture"] if shown else []), title=f"{found.total} items searched")
-    for hit, row in zip(found.hits, found.rows, strict=True):
-        cells: list[Any] = [str(hit.rank), f"{hit.score:.3f}", escape(_what(hit.item, row.place))]
+    for hit in found.hits:
+        cells: list[Any] = [str(hit.rank), f"{hit.score:.3f}", escape(_what(hit.item, hit.row.place))]
         if found.fused is not None:
             was = found.was[hit.id]
             cells[1:2] = [str(was.rank), f"{hit.score:.3f}", f"{was.score:.3f}"]
         if shown:
-            cells.append(shown(row.picture) if row.picture else "")
+            cells.append(shown(hit.row.picture) if hit.row.picture else "")
         table.add_row(*cells)
     console.print(table)
     if verdict := found.verdict():

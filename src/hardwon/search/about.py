@@ -14,6 +14,8 @@ from hardwon.search.compressed import Form
 from hardwon.search.stores.base import Entry, Space
 from hardwon.search.stores.embedded import read_sealed, write_sealed
 
+_KEPT = ("content", "source", "place", "mark", "root", "key", "file")  # of a row, beside its id and its item
+
 
 @dataclass(frozen=True)
 class Row:
@@ -27,6 +29,8 @@ class Row:
         item: what was encoded; pictures as absolute paths.
         mark: size and time of its file when it was read, so that what has not changed need not be read again.
         root: name of the root it lies below; "" for what the index has made itself (pages, frames).
+        key: of what was encoded, `Item.key`: rows with equal ones have one vector; "" if an earlier version wrote the row.
+        file: name of its root and path of its file below that; "" if an earlier version wrote the row.
     """
 
     id: str
@@ -36,10 +40,12 @@ class Row:
     item: Item
     mark: str = ""
     root: str = ""
+    key: str = ""
+    file: str = ""
 
     def entry(self, base: Path) -> Entry:
         """As stores keep it; paths become relative to `base`, where its root lies."""
-        body = {name: getattr(self, name) for name in ("content", "source", "place", "mark", "root")}
+        body = {name: getattr(self, name) for name in _KEPT}
         return Entry(self.id, json.dumps(body | {"item": self.item.to_json(base)}))
 
     @property

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from hardwon import metrics
 from hardwon.errors import DataError, unknown
 from hardwon.metrics import Interval
-from hardwon.search.retrieve import Found, as_float32, check_positive, nearest, retrieve
+from hardwon.search.retrieve import Found, as_float32, check_positive, nearest, retrieve, shortened
 
 KINDS = ("float32", "float16", "int8", "binary")
 PROPOSED = 10  # candidates for each one asked for, of signs alone
@@ -106,7 +106,7 @@ class Compressed:
             raise DataError(f"binary packs eight numbers into a byte: dim must be a multiple of 8, got {width}")
         self._width = width
         if form.kind == "float32":
-            self._kept = self._cut(self._whole.take(slice(None)))
+            self._kept = shortened(self._whole.take(slice(None)), width)
         else:
             self._index = self._coded()
 
@@ -114,7 +114,7 @@ class Compressed:
         """The k best of each query as far as this form can tell; scores are cosines in it, or whole ones if scored again."""
         check_positive("k", k)
         queries, k = as_float32(queries), min(k, len(self._whole))
-        asked = self._cut(queries)
+        asked = shortened(queries, self._width)
         if self.form.kind == "float32":
             return nearest(asked, self._kept, k)
         fetched = min(max(1, self.form.again) * k, len(self._whole))
@@ -139,18 +139,11 @@ class Compressed:
         else:
             kind = faiss.ScalarQuantizer.QT_8bit if self.form.kind == "int8" else faiss.ScalarQuantizer.QT_fp16
             index = faiss.IndexScalarQuantizer(self._width, kind, faiss.METRIC_INNER_PRODUCT)
-            index.train(self._cut(self._whole.take(slice(None) if self.form.kind == "int8" else slice(0, 1))))
+            index.train(shortened(self._whole.take(slice(None) if self.form.kind == "int8" else slice(0, 1)), self._width))
         for start in range(0, len(self._whole), _AT_ONCE):
-            kept = self._cut(self._whole.take(slice(start, start + _AT_ONCE)))
+            kept = shortened(self._whole.take(slice(start, start + _AT_ONCE)), self._width)
             index.add(_signs(kept) if self.form.kind == "binary" else kept)
         return index
-
-    def _cut(self, vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n _"]:
-        if self._width == vectors.shape[1]:
-            return vectors
-        left = vectors[:, : self._width]
-        lengths = np.linalg.norm(left, axis=1, keepdims=True)
-        return as_float32(left / np.where(lengths > 0, lengths, 1))
 
 
 class _Array:

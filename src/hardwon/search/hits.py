@@ -1,15 +1,17 @@
 """`Hits`: what a search found, and the same looked at once more."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hardwon.errors import DataError
 from hardwon.items import Item
 from hardwon.models.scorer import ListScorer, Scorer
+from hardwon.search.about import Row
 from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescorer, rescored
+from hardwon.search.retrieve import check_positive
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Hit:
         score: cosine with the query; of a hit that was reranked, the score that the reranker gave.
         rank: place in the result, from 1.
         id: position in `Index.items`; of a `StoredIndex` the id of its row.
+        row: of a `StoredIndex`, as it was when it was found; else None.
     """
 
     item: Item
     score: float
     rank: int
     id: int | str
+    row: Row | None = field(default=None, compare=False, repr=False)
 
 
 class Hits(list[Hit]):
@@ -52,6 +56,30 @@ class Hits(list[Hit]):
             ModelError: scores of `rerank` that are not finite or of the wrong shape.
         """
         return reranked([self], rerank, progress=progress)[0]
+
+
+def searched(
+    find: Callable[[int], list[Hits]], k: int, rerank: Rescorer | Scorer | ListScorer | None, *, progress: str = ""
+) -> list[Hits]:
+    """The best k hits of each query, after `rerank` has read as many as it wants.
+
+    Args:
+        find: gives so many hits for each query, by their cosines.
+        k: hits per query.
+        rerank: see `Index.search_many`.
+        progress: see `Index.search_many`.
+
+    Raises:
+        DataError: `k` or the depth is below 1.
+        ModelError: scores of `rerank` that are not finite or of the wrong shape.
+    """
+    check_positive("k", k)
+    if rerank is None:
+        return find(k)
+    rerank = rescorer(rerank)
+    check_positive("depth of rerank", rerank.depth)
+    hits = reranked(find(max(k, rerank.depth)), rerank, progress=progress)
+    return [Hits(row.query, row[:k], row.pairs) for row in hits]
 
 
 def reranked(found: Sequence[Hits], rerank: Rescorer | Scorer | ListScorer, *, progress: str = "") -> list[Hits]:

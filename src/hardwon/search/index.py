@@ -17,10 +17,9 @@ from hardwon import artifacts
 from hardwon.errors import ArtifactError, DataError, ModelError
 from hardwon.items import Item, Picture, item_from_json
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
-from hardwon.search.hits import Hit, Hits, reranked
-from hardwon.search.rerank import rescorer
+from hardwon.search.hits import Hit, Hits, searched
 from hardwon.search.rescore import Rescorer
-from hardwon.search.retrieve import as_float32, check_positive, check_unit, nearest
+from hardwon.search.retrieve import as_float32, check_unit, nearest
 
 KIND, ITEMS, VECTORS = "index", "items.jsonl", "vectors.safetensors"
 
@@ -113,22 +112,17 @@ class Index:
             ArtifactError: the index was loaded without its encoder, or the encoder's weights have changed since.
             ModelError: query vectors, or scores of `rerank`, that are not finite or of the wrong shape.
         """
-        check_positive("k", k)
-        depth = 0
-        if rerank is not None:
-            rerank = rescorer(rerank)
-            check_positive("depth of rerank", rerank.depth)
-            depth = rerank.depth
-        if self.encoder is None:
-            raise ArtifactError("this index was loaded without its encoder: Index.load(path, encoder) loads it with one")
-        self._check_encoder(self.encoder)
-        vectors = encoded(self.encoder, queries, progress)
-        exclude = [self._showing.get(query.content, ()) for query in queries] if exclude_self else None
-        found = nearest(vectors, self.vectors, min(max(k, depth), len(self)), exclude=exclude)
-        hits = [self._hits(*row) for row in zip(queries, found.ids, found.scores, strict=True)]
-        if rerank is not None:
-            hits = reranked(hits, rerank, progress=progress)
-        return [Hits(row.query, row[:k], row.pairs) for row in hits]
+
+        def find(count: int) -> list[Hits]:
+            if self.encoder is None:
+                raise ArtifactError("this index was loaded without its encoder: Index.load(path, encoder) loads it with one")
+            self._check_encoder(self.encoder)
+            vectors = encoded(self.encoder, queries, progress)
+            exclude = [self._showing.get(query.content, ()) for query in queries] if exclude_self else None
+            found = nearest(vectors, self.vectors, min(count, len(self)), exclude=exclude)
+            return [self._hits(*row) for row in zip(queries, found.ids, found.scores, strict=True)]
+
+        return searched(find, k, rerank, progress=progress)
 
     def save(self, path: Path | str) -> None:
         """Write the index to a folder; an index that is there is replaced, anything else that is there is left alone.

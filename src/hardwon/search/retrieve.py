@@ -119,6 +119,15 @@ def as_float32(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
+def shortened(vectors: Float[np.ndarray, "n d"], dim: int) -> Float32[np.ndarray, "n _"]:
+    """The first `dim` numbers of each vector, scaled to unit length again; where nothing but zeros is left, those zeros."""
+    if dim == vectors.shape[1]:
+        return as_float32(vectors)
+    left = vectors[:, :dim]
+    lengths = np.linalg.norm(left, axis=1, keepdims=True)
+    return as_float32(left / np.where(lengths > 0, lengths, 1))
+
+
 def check_unit(vectors: Float32[np.ndarray, "n d"], name: Callable[[int], str]) -> None:
     """Raise ModelError for the first vector that is not finite or not of unit length; `name(row)` says which it is."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from hardwon.errors import ArtifactError
+from hardwon.errors import ArtifactError, DataError
 from hardwon.items import Item, item_from_json
 from hardwon.models.scorer import Encoder, ListScorer, Scorer
 from hardwon.randomness import generator
 from hardwon.search import canaries, stores
 from hardwon.search.about import About, Row
-from hardwon.search.hits import Hit, Hits, reranked
+from hardwon.search.hits import Hit, Hits, searched
 from hardwon.search.index import Index, encoded
-from hardwon.search.rerank import rescorer
 from hardwon.search.rescore import Rescorer
 from hardwon.search.retrieve import check_positive
 from hardwon.search.stores.array import Array
@@ -32,6 +32,7 @@ FILE = "index.json"
 RECIPES = "index/manifest.json"  # of an index that a recipe has made
 # Fields that change nothing for readers.
 _PASSING: dict[str, Any] = {"roots": {}, "settings": {}, "measured": {}, "paths": (), "before": ()}
+_LOOKS = 5  # tries to read rows and vectors that others change meanwhile
 COPIES = 16  # fetched beyond those asked for where copies of the query are left out
 
 
@@ -52,23 +53,20 @@ class StoredIndex:
     """
 
     def __init__(self, folder: Path | str, encoder: Encoder | None = None, *, address: str = ""):
-        self.folder, self.encoder, self._address = Path(folder), encoder, address
-        self._looking = threading.RLock()
-        self._seen: tuple[int, ...] = ()
-        self._now: tuple[About, Store] | None = None
-        self.refresh()
+        self.folder, self.encoder = Path(folder), encoder
+        self._watched = _Watched(self.folder, address)
         if encoder is not None:
             self._check_encoder(encoder)
 
     @property
     def about(self) -> About:
-        """What the index is."""
-        return self._current[0]
+        """What the index is, as it was last looked at."""
+        return self._watched.now[0]
 
     @property
     def store(self) -> Store:
-        """Where rows are kept."""
-        return self._current[1]
+        """Where rows are kept, as it was last looked at."""
+        return self._watched.now[1]
 
     @property
     def space(self) -> Space:
@@ -81,15 +79,15 @@ class StoredIndex:
         return stores.kind_of(self.about.store)
 
     @property
-    def _current(self) -> tuple[About, Store]:
-        assert self._now is not None
-        return self._now
+    def changes(self) -> int:
+        """How often it was seen that another process had written; what a server keeps (PostgreSQL, Qdrant) does not tell."""
+        return self._watched.changes
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self._watched.looked()[1])
 
     def with_encoder(self, encoder: Encoder) -> StoredIndex:
-        """The same index with another encoder of the same fingerprint; they share what they read.
+        """The same index with another encoder of the same fingerprint; what one of them sees, the other sees at once.
 
         Raises:
             ArtifactError: another model's.
@@ -124,31 +122,23 @@ class StoredIndex:
 
         Arguments and errors as of `Index.search_many`.
         """
-        check_positive("k", k)
-        depth = 0
-        if rerank is not None:
-            rerank = rescorer(rerank)
-            check_positive("depth of rerank", rerank.depth)
-            depth = rerank.depth
-        if self.encoder is None:
-            raise ArtifactError("this index was opened without its encoder: open_index(folder, encoder) opens it with one")
-        about, store = self._looked()
-        self._check_encoder(self.encoder, about)
-        if not queries:
-            return []
-        vectors = about.space.cut(encoded(self.encoder, queries, progress))
-        contents = [query.content for query in queries] if exclude_self else [""] * len(queries)
-        found = [
-            self._rows(about, _without(store, vector, max(k, depth), content))
-            for vector, content in zip(vectors, contents, strict=True)
-        ] if exclude_self else [self._rows(about, row) for row in store.search(vectors, max(k, depth))]  # fmt: skip
-        hits = [
-            Hits(query, [Hit(row.item, score, rank, row.id) for rank, (row, score) in enumerate(rows, 1)])
-            for query, rows in zip(queries, found, strict=True)
-        ]
-        if rerank is not None:
-            hits = reranked(hits, rerank, progress=progress)
-        return [Hits(row.query, row[:k], row.pairs) for row in hits]
+
+        def find(count: int) -> list[Hits]:
+            if self.encoder is None:
+                raise ArtifactError("this index was opened without its encoder: open_index(folder, encoder) opens it with one")
+            about, store = self._watched.looked()
+            self._check_encoder(self.encoder, about)
+            if not queries:
+                return []
+            vectors = about.space.cut(encoded(self.encoder, queries, progress))
+            if exclude_self:
+                pairs = zip(vectors, queries, strict=True)
+                found = [_without(store, vector, count, query.content) for vector, query in pairs]
+            else:
+                found = store.search(vectors, count)
+            return [self._hits(about, query, matches) for query, matches in zip(queries, found, strict=True)]
+
+        return searched(find, k, rerank, progress=progress)
 
     def search_vectors(self, vectors: np.ndarray, k: int) -> list[list[tuple[Row, float]]]:
         """The best k rows for each query vector, with their cosines, best first.
@@ -162,7 +152,7 @@ class StoredIndex:
             DataError: `k` below 1.
         """
         check_positive("k", k)
-        about, store = self._looked()
+        about, store = self._watched.looked()
         kept = replace(about.space, width=about.space.dim)
         space = kept if vectors.ndim == 2 and vectors.shape[1] == about.space.dim else about.space
         return [self._rows(about, found) for found in store.search(space.cut(vectors), k)]
@@ -177,52 +167,43 @@ class StoredIndex:
         Raises:
             DataError: an id that is not there.
         """
-        about, store = self._current
+        about, store = self._watched.looked()
         made = [self._row(about, entry) for entry in store.rows(ids)]
         missing(ids or (), {row.id: row for row in made})
         return made
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """Unit vectors [n dim], float32, of rows by id. Raises DataError: an id that is not there."""
-        return self.store.vectors(ids)
+        return self._watched.looked()[1].vectors(ids)
 
     def sample(self, most: int, seed: int = 0) -> tuple[list[Row], np.ndarray]:
-        """At most so many rows and their vectors, drawn at random with a seed, in their order."""
+        """At most so many rows and their vectors, drawn at random with a seed, in their order; both of one version.
+
+        Raises:
+            ArtifactError: the index changes so fast that no two looks at it agree.
+        """
         check_positive("most", most)
-        about, store = self._current
-        entries = list(store.rows())
-        if len(entries) > most:
-            chosen = sorted(generator(seed, "map").sample(range(len(entries)), most))
-            entries = [entries[n] for n in chosen]
-        return [self._row(about, entry) for entry in entries], store.vectors([entry.id for entry in entries])
+        for _ in range(_LOOKS):
+            about, store = self._watched.looked()
+            entries = list(store.rows())
+            if len(entries) > most:
+                chosen = sorted(generator(seed, "map").sample(range(len(entries)), most))
+                entries = [entries[n] for n in chosen]
+            ids = [entry.id for entry in entries]
+            with contextlib.suppress(DataError):  # one of them is gone
+                vectors = store.vectors(ids)
+                if list(store.rows(ids)) == entries:
+                    return [self._row(about, entry) for entry in entries], vectors
+        raise ArtifactError(f"{self.folder} is being changed all the time: try again later")
 
     def sources(self) -> dict[str, int]:
         """How many rows each source has, the largest first."""
-        found = Counter(json.loads(entry.payload)["source"] for entry in self.store.rows())
+        found = Counter(json.loads(entry.payload)["source"] for entry in self._watched.looked()[1].rows())
         return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def refresh(self) -> bool:
         """See what another process has written, or built anew; whether there was anything."""
-        with self._looking:
-            place = next((p for p in (self.folder / FILE, self.folder / RECIPES) if p.is_file()), None)
-            if place is None:
-                raise ArtifactError(f"{self.folder} holds no index: make one with `hardwon index`")
-            status = os.stat(place)
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if seen != self._seen:
-                before = self._now
-                self._now, self._seen = self._opened(place, before), seen
-                if before is None or self._now[1] is not before[1]:
-                    return True
-            return self.store.refresh()
-
-    def _opened(self, place: Path, before: tuple[About, Store] | None) -> tuple[About, Store]:
-        if place.name != FILE:
-            return _recipes(self.folder)
-        about = About.read(self.folder / FILE)
-        if before is not None and replace(before[0], **_PASSING) == replace(about, **_PASSING):
-            return about, before[1]
-        return about, stores.opened(self._address or about.store, self.folder, about.name, about.space, about.form)
+        return self._watched.refresh()
 
     def drift(self) -> float | None:
         """Mean cosine of the canaries' vectors with what they were when the index was made; None if there are none.
@@ -238,11 +219,6 @@ class StoredIndex:
         """Let go of files and connections."""
         self.store.close()
 
-    def _looked(self) -> tuple[About, Store]:
-        with self._looking:
-            self.refresh()
-            return self._current
-
     def _row(self, about: About, entry: Entry) -> Row:
         body = json.loads(entry.payload)
         item = item_from_json(body.pop("item"), about.at(self.folder, body["root"]))
@@ -250,6 +226,10 @@ class StoredIndex:
 
     def _rows(self, about: About, found: Sequence[Match]) -> list[tuple[Row, float]]:
         return [(self._row(about, match.entry), match.score) for match in found]
+
+    def _hits(self, about: About, query: Item, found: Sequence[Match]) -> Hits:
+        rows = enumerate(self._rows(about, found), 1)
+        return Hits(query, [Hit(row.item, score, rank, row.id, row) for rank, (row, score) in rows])
 
     def _check_encoder(self, encoder: Encoder, about: About | None = None) -> None:
         space = (about or self.about).space
@@ -259,6 +239,57 @@ class StoredIndex:
                 f"(width {encoder.dim}), and vectors of two encoders cannot be compared: use the model that built the index "
                 f"({(about or self.about).model}), or build it anew: hardwon index MODEL PATH --out {self.folder} --rebuild"
             )
+
+
+class _Watched:
+    """What lies in the folder of an index now, for all who read it.
+
+    Attributes:
+        now: what it is, and its store, as last seen.
+        changes: how often something new was seen.
+    """
+
+    def __init__(self, folder: Path, address: str):
+        self._folder, self._address, self._lock = folder, address, threading.RLock()
+        place = self._place()
+        self._seen, self.changes = _status(place), 0  # taken first: what is written meanwhile is seen at the next look
+        self.now = self._opened(place, None)
+
+    def looked(self) -> tuple[About, Store]:
+        """As it is now."""
+        with self._lock:
+            self.refresh()
+            return self.now
+
+    def refresh(self) -> bool:
+        """As `StoredIndex.refresh`."""
+        with self._lock:
+            place = self._place()
+            seen, before = _status(place), self.now
+            if seen != self._seen:
+                self.now, self._seen = self._opened(place, before), seen
+            new = self.now[1] is not before[1] or self.now[1].refresh()
+            self.changes += new
+            return new
+
+    def _place(self) -> Path:
+        place = next((p for p in (self._folder / FILE, self._folder / RECIPES) if p.is_file()), None)
+        if place is None:
+            raise ArtifactError(f"{self._folder} holds no index: make one with `hardwon index`")
+        return place
+
+    def _opened(self, place: Path, before: tuple[About, Store] | None) -> tuple[About, Store]:
+        if place.name != FILE:
+            return _recipes(self._folder)
+        about = About.read(place)
+        if before is not None and replace(before[0], **_PASSING) == replace(about, **_PASSING):
+            return about, before[1]
+        return about, stores.opened(self._address or about.store, self._folder, about.name, about.space, about.form)
+
+
+def _status(place: Path) -> tuple[int, ...]:
+    status = os.stat(place)
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _without(store: Store, vector: np.ndarray, k: int, content: str) -> list[Match]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import math
 import time
 import uuid
@@ -15,7 +16,6 @@ import numpy as np
 from anyio import from_thread, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from jaxtyping import Float32
 from pydantic import BaseModel
 
 from hardwon.errors import BadMedia, DataError, unknown
@@ -23,13 +23,15 @@ from hardwon.items import Item
 from hardwon.models import Embedder, Pair, Reranker
 from hardwon.pictures import check_picture
 from hardwon.search import Fused, StoredIndex
+from hardwon.search.retrieve import shortened
 from hardwon.serve import schemas
 from hardwon.serve.batching import Done, Unusable, Work, Worker
 from hardwon.serve.limits import Guard, Limits, Refused
 from hardwon.serve.metrics import TYPE, Metrics
 from hardwon.serve.page import Page, shown
-from hardwon.serve.replies import ANSWERS, as_json, documented, explained
+from hardwon.serve.replies import ANSWERS, absent, as_json, documented, explained
 
+log = logging.getLogger(__name__)
 THREADS = 32  # searches at a time, which mostly wait for the worker
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
 GETS = ("/v1/models", "/healthz", "/metrics", "/openapi.json")
@@ -175,7 +177,7 @@ class Api:
         )
         app.router.route_class = _Route
         for path, (_, answer, reply) in self._posts.items():  # for the schema: `_post` answers them
-            codes = documented(reply, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 504)
+            codes = documented(reply, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
             app.post(path, responses=codes, response_class=Response, operation_id=path.strip("/").replace("/", "_"))(answer)
         app.get("/v1/models", responses=documented(schemas.ModelsReply, 401, 403), response_class=Response)(self.models)
         app.get("/healthz", responses=documented(schemas.Health, 403, 503), response_class=Response)(self.health)
@@ -233,16 +235,16 @@ class Api:
             raise Refused(404, "this server has no index: start it with one", code="not_found")
         if asked.rerank and self.served.reranker is None:
             raise Refused(400, "this server has no reranker: start it with --rerank", "rerank")
-        query = self._query(asked, index)
-        await self._look([query], "image")
+        query = await self._query(asked, index)
+        liked = asked.like is not None
+        await self._look([query], "like" if liked else "image")
         rerank = Fused(self._queued, self.limits.rerank_depth) if asked.rerank else None
 
         def find() -> list[dict[str, Any]]:
             hits = index.search(query, asked.k, rerank, exclude_self=asked.exclude_self)
-            found = index.rows([str(hit.id) for hit in hits])
-            return [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit, row in zip(hits, found, strict=True)]
+            return [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit in hits if (row := hit.row)]
 
-        rows = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "query")
+        rows = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "like" if liked else "query")
         return as_json({"model": self.served.name, "reranked": asked.rerank, "hits": rows})
 
     async def models(self) -> Response:
@@ -269,14 +271,15 @@ class Api:
         if asked != name:
             raise Refused(404, unknown("model", asked[:80], [name]), "model", "model_not_found")
 
-    def _query(self, asked: schemas.SearchRequest, index: StoredIndex) -> Item:
-        if asked.like is not None:
+    async def _query(self, asked: schemas.SearchRequest, index: StoredIndex) -> Item:
+        if (like := asked.like) is not None:
             if asked.text or asked.image or asked.instruction:
                 raise Refused(400, "like is a whole query: leave out text, image and instruction", "like")
             try:
-                return index.row(asked.like).item
+                row = await to_thread.run_sync(lambda: index.row(like), limiter=self._threads)
             except DataError as error:
-                raise Refused(404, str(error), "like", "not_found") from None
+                raise Refused(404, absent(error), "like", "not_found") from None
+            return row.item
         if not (asked.text or asked.image):
             raise Refused(400, "give text, image, or both", "text")
         return schemas.thing(schemas.Thing(text=asked.text, image=asked.image, instruction=asked.instruction), "image")
@@ -300,17 +303,12 @@ class Api:
         try:
             return await work
         except Unusable as error:
+            if field == "like":  # the error names a file of this machine
+                log.warning("an item of the index cannot be read", exc_info=error)
+                said = "like: this item of the index cannot be read; the server's log says why"
+                raise Refused(422, said, "like", "unusable_item") from None
             where = field if error.position is None or field in ("query", "image") else f"{field}[{error.position}]"
             raise Refused(422, f"{where}: {error}", where, "unusable_item") from error
-
-
-def shortened(vectors: Float32[np.ndarray, "n d"], width: int) -> Float32[np.ndarray, "n _"]:
-    """The first numbers of each vector, scaled to unit length again."""
-    if width == vectors.shape[1]:
-        return vectors
-    left = vectors[:, :width]
-    lengths = np.linalg.norm(left, axis=1, keepdims=True)
-    return (left / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def _written(vectors: np.ndarray, form: str) -> list[Any]:

@@ -6,9 +6,11 @@ browser that has shown the key gets a cookie instead, which no script can read a
 
 import io
 import logging
+import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -23,13 +25,14 @@ from hardwon.randomness import generator
 from hardwon.search import Row, StoredIndex
 from hardwon.serve.limits import COOKIE, PAGE, Refused
 from hardwon.serve.plane import MOST, Plane
-from hardwon.serve.replies import as_json
+from hardwon.serve.replies import absent, as_json
 from hardwon.serve.report import TEMPLATES
 
 log = logging.getLogger(__name__)
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 SIDE, KEPT = 256, 32_000_000  # pixels of a thumbnail, bytes of thumbnails in memory
 AT_ONCE = 100  # rows of one request
+REDRAWN_S = 15.0  # a map stays at least so long, however often the index changes
 COLOURS = 10  # sources that have one of their own on the map
 ENDPOINTS = (
     ("/v1/embeddings", "vectors of texts and pictures, as OpenAI's clients ask for them"),
@@ -50,7 +53,8 @@ SAFE = {
 def shown(row: Row) -> dict[str, Any]:
     """A row of an index, as answers hold it: of its pictures the names, never where they lie on this machine."""
     images = ["" if isinstance(picture, bytes) else picture.name for picture in row.item.pictures]
-    return {"id": row.id, "text": row.item.text, "images": images, "source": row.source, "place": row.place}
+    told = {"id": row.id, "text": row.item.text, "images": images, "source": row.source, "place": row.place}
+    return {**told, "content": row.content}
 
 
 class Page:
@@ -103,8 +107,9 @@ class Page:
 
     async def about(self) -> Response:
         """What is served."""
-        held = 0 if self._index is None else len(self._index)
-        return as_json({**self._about, "items": held, "fingerprint": _mark(self._index)})
+        index = self._index
+        held = 0 if index is None else await self._run(lambda: len(index))
+        return as_json({**self._about, "items": held})
 
     async def items(self, rows: str) -> Response:
         """Rows of the index by their ids, with commas between."""
@@ -117,22 +122,24 @@ class Page:
         chosen = generator(seed, "page").sample(rows, max(1, min(k, AT_ONCE, len(rows))))
         return as_json({"items": [shown(row) for row in chosen]})
 
-    async def thumbnail(self, row: str) -> Response:
-        """The first picture of a row, small."""
+    async def thumbnail(self, row: str, of: str = "") -> Response:
+        """The first picture of a row, small; `of` is the content of the row, so that another one has another address."""
 
-        def made() -> bytes:
-            picture = self._rows([row])[0].picture
-            if picture is None:
+        def made() -> tuple[bytes, str]:
+            found = self._rows([row])[0]
+            if found.picture is None:
                 raise Refused(404, f"item {row[:40]!r} has no picture", code="not_found")
-            return self._thumbnails(picture)
+            return self._thumbnails(found.content, found.picture), found.content
 
         try:
-            content = await self._run(made)
+            thumbnail, content = await self._run(made)
         except BadMedia as error:
-            raise Refused(422, str(error), code="unusable_item") from None
-        # The address names the index as well, so another index at the same address has other thumbnails.
-        told = {"cache-control": "private, max-age=86400", "cross-origin-resource-policy": "same-origin"}
-        return Response(content, media_type="image/webp", headers=told)
+            log.warning("an item of the index has no thumbnail: %s", error)
+            said = "the picture of this item cannot be read; the server's log says why"
+            raise Refused(422, said, code="unusable_item") from None
+        kept = "private, max-age=86400" if of == content else "no-store"
+        told = {"cache-control": kept, "cross-origin-resource-policy": "same-origin"}
+        return Response(thumbnail, media_type="image/webp", headers=told)
 
     async def map(self) -> Response:
         """Where every item lies on the map, or that it is being computed."""
@@ -156,14 +163,15 @@ class Page:
         return Response(self._inspected.encode("utf-8", "replace"), media_type="text/html", headers=told)
 
     async def _draw(self) -> "_Drawn":
-        """What the map shows; drawn again when the index has grown or shrunk."""
+        """What the map shows; drawn again when the index has changed, but not while it is being computed, nor all the time."""
         index = self._there()
         async with self._one:
             drawn = self._drawn
-            if drawn is None or drawn.held != len(index):
-                self.close()
-                drawn = self._drawn = await self._run(lambda: _drawn(index))
-            return drawn
+            if drawn is not None and not await self._run(lambda: drawn.outdated(index)):
+                return drawn
+            self.close()
+            made = self._drawn = await self._run(lambda: _drawn(index))
+            return made
 
     def _there(self) -> StoredIndex:
         if self._index is None:
@@ -174,47 +182,57 @@ class Page:
         try:
             return self._there().rows(ids)
         except DataError as error:
-            raise Refused(404, str(error), code="not_found") from None
+            raise Refused(404, absent(error), code="not_found") from None
 
     async def _run(self, work: Callable[[], Any]) -> Any:
         return await to_thread.run_sync(work, limiter=self._threads)
 
 
 class Thumbnails:
-    """Small pictures; those asked for last are kept."""
+    """Small pictures by the content of what they show; those asked for last are kept. May be called from several threads."""
 
     def __init__(self, most: int = KEPT):
-        self._most, self._held = most, 0
-        self._kept: OrderedDict[Picture, bytes] = OrderedDict()
+        self._most, self._held, self._lock = most, 0, threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
 
-    def __call__(self, picture: Picture) -> bytes:
+    def __call__(self, content: str, picture: Picture) -> bytes:
         """As WebP; errors as `open_picture`."""
-        if (known := self._kept.get(picture)) is not None:
-            return known
+        with self._lock:
+            if content in self._kept:
+                self._kept.move_to_end(content)
+                return self._kept[content]
         image = open_picture(picture)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         image.save(file, "WEBP", quality=82, method=4)
         made = file.getvalue()
-        if picture not in self._kept:  # another thread may have made it as well
-            self._kept[picture] = made
-            self._held += len(made)
-        while self._held > self._most and self._kept:
-            self._held -= len(self._kept.popitem(last=False)[1])
+        with self._lock:
+            if content not in self._kept:  # another thread may have made it as well
+                self._kept[content] = made
+                self._held += len(made)
+            while self._held > self._most and self._kept:
+                self._held -= len(self._kept.popitem(last=False)[1])
         return made
 
 
 @dataclass(frozen=True)
 class _Drawn:
     held: int  # rows of the index when it was drawn from
+    changes: int  # of the index by then
     rows: list[Row]
     plane: Plane
+    at: float = field(default_factory=time.monotonic)
+
+    def outdated(self, index: StoredIndex) -> bool:
+        if self.plane.computing or time.monotonic() - self.at < REDRAWN_S:
+            return False
+        return self.held != len(index) or self.changes != index.changes
 
 
 def _drawn(index: StoredIndex) -> _Drawn:
-    held = len(index)
+    held, changes = len(index), index.changes
     rows, vectors = index.sample(MOST)
-    return _Drawn(held, rows, Plane([row.id for row in rows], vectors, index.folder))
+    return _Drawn(held, changes, rows, Plane([row.id for row in rows], vectors, index.folder))
 
 
 def _coloured(rows: list[Row]) -> dict[str, Any]:
@@ -227,16 +245,12 @@ def _coloured(rows: list[Row]) -> dict[str, Any]:
         named.append((f"{len(counts) - most} others", rest))
     kinds = [number.get(row.source, most) for row in rows]
     pictured = [int(row.picture is not None) for row in rows]
-    return {"rows": [row.id for row in rows], "kinds": kinds, "pictured": pictured, "sources": named}
+    named_by = {"rows": [row.id for row in rows], "contents": [row.content for row in rows]}
+    return {**named_by, "kinds": kinds, "pictured": pictured, "sources": named}
 
 
 def _columns(points: Any) -> dict[str, list[float]]:
     return {name: [round(value, 4) for value in points[:, n].tolist()] for n, name in enumerate("xy")}
-
-
-def _mark(index: StoredIndex | None) -> str:
-    """Names an index in addresses of its thumbnails, which browsers keep; another after a restart and when it has changed."""
-    return "" if index is None else str(abs(hash((str(index.folder), len(index)))))
 
 
 def _file(name: str) -> Callable[[], Any]:

@@ -95,6 +95,11 @@ class Plane:
             return self._points
 
     @property
+    def computing(self) -> bool:
+        """Whether it is being computed."""
+        return bool(self._began) and self._points is None and not self._error
+
+    @property
     def seconds(self) -> float:
         """How long it has been computing."""
         return time.monotonic() - self._began if self._began else 0.0

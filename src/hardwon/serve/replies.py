@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from hardwon.errors import HardwonError
+from hardwon.errors import ArtifactError, DataError, HardwonError, MissingExtra
 from hardwon.serve import schemas
 from hardwon.serve.batching import Unusable
 from hardwon.serve.limits import Refused
@@ -28,7 +28,7 @@ REASONS = {
     422: "A picture that is damaged or too large, or something that the model does not read.",
     429: "Too many requests: try again after the seconds in Retry-After.",
     500: "A fault of the server.",
-    503: "The server does not compute any more.",
+    503: "The server does not compute any more, or its index cannot be read.",
     504: "No answer in time.",
 }
 
@@ -44,6 +44,12 @@ def documented(reply: Any, *codes: int) -> dict[int | str, dict[str, Any]]:
     return {**errors, **({} if reply is None else {200: {"model": reply, "description": "The answer."}})}
 
 
+def absent(error: Exception) -> str:
+    """What is said of an item that is not there, or leads out of its folder by now, which the log alone tells."""
+    log.info("an item was asked for: %s", error)
+    return "the index has no such item, or it cannot be read any more"
+
+
 def refusal(error: Refused) -> Response:
     """The answer to what is refused."""
     return Response(error.body, error.status, error.headers, "application/json")
@@ -56,7 +62,7 @@ def explained(error: Exception, path: str) -> Response:
     if isinstance(error, (ValidationError, RequestValidationError)):
         return refusal(_invalid(error.errors()))
     if isinstance(error, (Unusable, HardwonError)):
-        return refusal(Refused(422, str(error), code="unusable_item"))
+        return refusal(_unusable(error, path))
     if isinstance(error, HTTPException):
         said = {404: "there is nothing at this address", 405: "this address takes another method"}
         code = "not_found" if error.status_code == 404 else None
@@ -66,6 +72,17 @@ def explained(error: Exception, path: str) -> Response:
     # Left to the server, it would close the connection under other requests of the client.
     log.error("a request to %s failed", path, exc_info=error)
     return refusal(Refused(500, "the server failed; its log says why", code="internal_error"))
+
+
+def _unusable(error: Exception, path: str) -> Refused:
+    """What a client is told of it: never where anything lies on this machine."""
+    if isinstance(error, (ArtifactError, MissingExtra)):
+        log.error("a request to %s failed", path, exc_info=error)
+        return Refused(503, "the index cannot be read; the server's log says why", code="index_unavailable")
+    if isinstance(error, DataError):  # what clients send has been refused before: this is about a file of the index
+        log.warning("a request to %s failed", path, exc_info=error)
+        return Refused(422, "an item of the index cannot be used; the server's log says why", code="unusable_item")
+    return Refused(422, str(error), code="unusable_item")
 
 
 def _invalid(errors: Sequence[Any]) -> Refused:

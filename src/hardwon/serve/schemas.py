@@ -190,6 +190,7 @@ class HitReply(BaseModel):
     images: list[str] = Field(description="Names of its pictures, or of the frames of its video.")
     source: str = Field(description="What it came from: a folder or a file.")
     place: str = Field(description="Where it is, below the folder that was indexed.")
+    content: str = Field(description="Hash of what it shows: another when it has changed, and equal for copies.")
 
 
 class SearchReply(BaseModel):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,9 @@ from hardwon.search.compressed import Recall
 from hardwon.search.index import encoded
 from hardwon.search.stores import Store
 from hardwon.search.stores.embedded import Embedded
+from hardwon.stages import media
 
-FAILED, MEDIA = "failed.json", "media"
+FAILED = "failed.json"
 BATCH = 256  # rows between two writes: what a kill may cost
 DEAD = 0.3  # share of rows that may be gone before an embedded store is written anew
 
@@ -63,12 +63,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is remembered of a row that is there."""
+    """What is remembered of a row that is there; what an earlier version has not written down is ""."""
 
-    content: str
+    key: str
+    file: str
     place: str
     mark: str
     pictured: bool
+    made: frozenset[str]  # pictures of the index's own that it shows
 
 
 class Run:
@@ -76,7 +78,7 @@ class Run:
 
     def __init__(self, encoder: Encoder, path: Path, out: Path, about: About, store: Store, reading: Reading, counts: Counts):
         self.encoder, self.path, self.out, self.store, self.reading = encoder, path, out, store, reading
-        self.media, self.counts = out / MEDIA, counts
+        self.made, self.counts = media.there(out), counts
         found = listed(path, reading)
         inside = out.resolve()
         self.listing: Listing = replace(found, files=tuple(f for f in found.files if not f.path.is_relative_to(inside)))
@@ -86,7 +88,7 @@ class Run:
         place = os.path.relpath(path.resolve(), inside)
         self.about = about if place in about.paths else replace(about, paths=(*about.paths, place))
         self.known = {entry.id: _known(entry.payload) for entry in store.rows()}
-        self.by_content = {row.content: key for key, row in self.known.items()}
+        self.by_key = {row.key: id for id, row in self.known.items() if row.key}  # rows that vectors can be taken from
         self.said = self.about.space.instruction
 
     def run(self) -> None:
@@ -108,7 +110,7 @@ class Run:
         """The rows that are new or have changed; ids of all that are there go into `seen`."""
         ids: dict[str, list[str]] = {}
         for key, row in self.known.items():
-            ids.setdefault(row.place.split("#")[0], []).append(key)
+            ids.setdefault(row.file, []).append(key)
         settings = fingerprint(self.reading)[:8]
         files = [f for f in self.listing.files if not self._done(f, settings, ids.get(f"{self.root}/{f.name}", []), seen)]
         with bar("reading", len(files), "files") if files else nullcontext(lambda n=1, note="": None) as advance:
@@ -126,6 +128,8 @@ class Run:
             file.kind == "rows" and any(self.known[key].pictured for key in ids)
         ):
             return False  # pictures that rows name may have changed where the rows have not
+        if any(not self.known[key].made <= self.made for key in ids):
+            return False  # another build of the index has had no use for them
         self.counts.unchanged += len(ids)
         seen.update(ids)
         return True
@@ -135,7 +139,7 @@ class Run:
         good: list[Thing] = []
         bad = len(self.counts.failed)
         try:
-            for each in things(file, self.listing.root, self.media, self.reading):
+            for each in things(file, self.listing.root, self.out / media.MEDIA, self.reading):
                 good.append(each) if isinstance(each, Thing) else self.counts.failed.append(each)
         except DataError as error:
             self.counts.failed.append(BadRow(str(file.path), 1, str(error)))
@@ -146,9 +150,10 @@ class Run:
             item = each.item if each.item.instruction or not self.said else replace(each.item, instruction=self.said)
             place = f"{self.root}/{each.place}"
             key = hashlib.blake2b(place.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-            row = Row(key, item.content, self._source(each.place, file), place, item, "", "" if each.made else self.root)
-            row, before = replace(row, mark=f"{file.mark}:{settings}/{total}"), self.known.get(key)
-            if before is not None and before.content == row.content:
+            row = Row(key, item.content, self._source(file), place, item, "", "" if each.made else self.root)
+            row = replace(row, mark=f"{file.mark}:{settings}/{total}", key=item.key, file=f"{self.root}/{file.name}")
+            before = self.known.get(key)
+            if before is not None and before.key == row.key:
                 seen.add(key)
                 self.counts.unchanged += 1
                 if before.mark == row.mark:
@@ -156,38 +161,40 @@ class Run:
             made.append(row)
         return made
 
-    def _source(self, place: str, file: File) -> str:
-        first, slash, _ = place.partition("/")
+    def _source(self, file: File) -> str:
+        first, slash, _ = file.name.partition("/")
         return first if slash else file.name if file.kind == "rows" else self.root
 
     def _write(self, rows: Sequence[Row], seen: set[str]) -> None:
-        """Encode what no row has the content of, and write all."""
+        """Encode what no row has the vector of, and write all."""
         vectors: dict[str, np.ndarray] = {}
-        old = {row.content: self.by_content[row.content] for row in rows if row.content in self.by_content}
+        old = {row.key: self.by_key[row.key] for row in rows if row.key in self.by_key}
         if old:
             vectors |= zip(old, self.store.vectors(list(old.values())), strict=True)
-        new = {row.content: row.item for row in rows if row.content not in vectors}
+        new = {row.key: row.item for row in rows if row.key not in vectors}
         made = self._encoded(new) if new else {}
         self.counts.encoded += len(made)
         vectors |= made
-        good = [row for row in rows if row.content in vectors]
+        good = [row for row in rows if row.key in vectors]
         bases = {root: self.about.at(self.out, root) for root in {row.root for row in good}}
+        entries = {row.id: row.entry(bases[row.root]) for row in good}
         if good:
-            self.store.upsert([row.entry(bases[row.root]) for row in good], np.stack([vectors[row.content] for row in good]))
+            self.store.upsert(list(entries.values()), np.stack([vectors[row.key] for row in good]))
             self.store.refresh()
-        for row in good:
+        for row in good:  # before any of them is noted: two rows may have changed places
             before = self.known.get(row.id)
+            if before is not None and self.by_key.get(before.key) == row.id:
+                del self.by_key[before.key]  # that vector is overwritten
+        for row in good:
             if row.id not in seen:
-                self.counts.added += before is None
-                self.counts.updated += before is not None
+                self.counts.added += row.id not in self.known
+                self.counts.updated += row.id in self.known
             seen.add(row.id)
-            self.known[row.id] = _Known(row.content, row.place, row.mark, bool(row.item.pictures))
-            self.by_content.setdefault(row.content, row.id)
-        if old:  # a row that was overwritten may have been the one that a content was found by
-            self.by_content = {row.content: key for key, row in self.known.items()}
+            self.known[row.id] = _known(entries[row.id].payload)
+            self.by_key.setdefault(row.key, row.id)
 
     def _encoded(self, items: dict[str, Item]) -> dict[str, np.ndarray]:
-        """Vectors by content; what the model cannot use is listed and left out."""
+        """Vectors by key; what the model cannot use is listed and left out."""
         while items:
             try:
                 made = self.about.space.cut(encoded(self.encoder, list(items.values()), ""))
@@ -199,7 +206,7 @@ class Run:
                     bad = dict.fromkeys(items.values(), str(error))
                 else:  # one of them is too large, say
                     return {k: v for each, item in items.items() for k, v in self._encoded({each: item}).items()}
-            left = {content: item for content, item in items.items() if item not in bad}
+            left = {key: item for key, item in items.items() if item not in bad}
             assert len(left) < len(items), "the model names items that it was not given"
             self.counts.failed += [BadRow(_shown(item), 1, reason) for item, reason in bad.items()]
             items = left
@@ -207,34 +214,17 @@ class Run:
 
     def _remove(self, seen: set[str]) -> None:
         scope = self._scope()
-        gone = [key for key, row in self.known.items() if key not in seen and scope(row.place)]
+        gone = [key for key, row in self.known.items() if key not in seen and scope(row)]
         if gone:
             self.store.delete(gone)
         self.counts.removed += len(gone)
-        if not self.media.is_dir():
-            return
-        used = set()
-        for entry in self._payloads():
-            item = json.loads(entry)["item"]
-            used |= {
-                Path(name).parts[1]
-                for name in [*item.get("images", ()), *item.get("video", ())]
-                if name.startswith(f"{MEDIA}/")
-            }
-        for path in self.media.iterdir():
-            if path.name not in used:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _payloads(self) -> Iterator[str]:
-        self.store.refresh()
-        return (entry.payload for entry in self.store.rows())
-
-    def _scope(self) -> Callable[[str], bool]:
+    def _scope(self) -> Callable[[_Known], bool]:
         """Whether a row is one that this run is about."""
         if self.path.is_dir():
-            return lambda place: place.startswith(f"{self.root}/")
+            return lambda row: row.place.startswith(f"{self.root}/")
         name = f"{self.root}/{self.path.name}"
-        return lambda place: place.split("#")[0] == name
+        return lambda row: row.file == name
 
     def _list_failures(self) -> None:
         write_json(self.out / FAILED, [row._asdict() for row in self.counts.failed])
@@ -255,7 +245,9 @@ def _rooted(about: About, root: Path, out: Path) -> tuple[About, str]:
 
 def _known(payload: str) -> _Known:
     body = json.loads(payload)
-    return _Known(body["content"], body["place"], body["mark"], len(body["item"].keys() & {"images", "video"}) > 0)
+    file = body.get("file") or body["place"].split("#")[0]  # of an earlier version, which names with a # mislead
+    pictured = len(body["item"].keys() & {"images", "video"}) > 0
+    return _Known(body.get("key", ""), file, body["place"], body["mark"], pictured, media.names(body))
 
 
 def _shown(item: Item) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hardwon.data.gather import Reading
 from hardwon.data.read_files import missing_path
-from hardwon.errors import ArtifactError, DataError, RecipeError
+from hardwon.errors import ArtifactError, DataError, HardwonError, RecipeError
 from hardwon.models.embedder import Embedder
 from hardwon.models.scorer import Encoder
 from hardwon.progress import console
@@ -17,6 +17,7 @@ from hardwon.search.compressed import Form, enough
 from hardwon.search.stored import FILE
 from hardwon.search.stores import Space, Store
 from hardwon.search.stores.embedded import one_writer
+from hardwon.stages import media
 from hardwon.stages.following import FAILED, Counts, Run
 
 __all__ = ["Counts", "Wanted", "check_path", "index_path", "told"]
@@ -77,7 +78,8 @@ def index_path(encoder: Encoder, model: str, path: Path, out: Path, wanted: Want
         about = _described(encoder, model, out, wanted, there)
         new = there is None or wanted.rebuild
         file = out / (BUILDING if wanted.rebuild and (out / FILE).is_file() else FILE)
-        about, store = _begun(encoder, out, about, wanted, file) if new else _continued(encoder, out, about, wanted, there)
+        begin = _begun if new else _continued
+        about, store = begin(encoder, out, about, wanted, there, file)
         try:
             counts = Counts()
             for each in _paths(path, out, there if wanted.rebuild else None):
@@ -87,7 +89,14 @@ def index_path(encoder: Encoder, model: str, path: Path, out: Path, wanted: Want
                 about = run.about
             if not counts.rows and counts.failed:
                 raise DataError(f"nothing of {path} could be indexed; the first reason: {counts.failed[0]}")
-            _finished(encoder, out, about, store, counts, file)
+            about = _measured(about, store, counts)
+            shown = media.used(row.payload for row in store.rows()) if media.there(out) else set[str]()
+            if file.name == FILE:
+                about.write(file)
+            else:
+                store.close()  # of a store that one process at a time can have open, the old table is out of reach until then
+                about = _swapped(encoder, out, about, wanted, file)
+            media.clean(out, shown, [name for _, name in about.before])
             return counts
         finally:
             store.close()
@@ -146,15 +155,18 @@ def _paths(path: Path, out: Path, there: About | None) -> list[Path]:
     return [*(each for each in others if each != path.resolve() and each.exists()), path]
 
 
-def _begun(encoder: Encoder, out: Path, about: About, wanted: Wanted, file: Path) -> tuple[About, Store]:
+def _begun(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None, file: Path) -> tuple[About, Store]:
     """A new store, or the one that an interrupted build has left."""
     address = wanted.store or about.store
     if file.name == BUILDING and file.is_file():
         with contextlib.suppress(ArtifactError):
             begun = About.read(file)
-            if (begun.space, begun.store, begun.form.kind) == (about.space, about.store, about.form.kind):
+            if there is not None and begun.name == there.name:  # killed when all was done but to remove this file
+                file.unlink()
+            elif (begun.space, begun.store, begun.form.kind) == (about.space, about.store, about.form.kind):
                 return begun, stores.opened(address, out, begun.name, begun.space, begun.form)
-            stores.drop(begun.store, out, begun.name)
+            else:
+                stores.drop(_address(begun.store, wanted), out, begun.name)
     store = stores.create(address, out, about.name, about.space, about.form)
     if file.name == FILE:
         canaries.keep(encoder, out)
@@ -162,11 +174,11 @@ def _begun(encoder: Encoder, out: Path, about: About, wanted: Wanted, file: Path
     return about, store
 
 
-def _continued(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None) -> tuple[About, Store]:
+def _continued(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None, _: Path) -> tuple[About, Store]:
     """The store of an index that is there, if it is what is asked for."""
     assert there is not None
     about.space.check(there.space.to_json(), str(out))
-    for name, one, other in (("store", there.store, about.store), ("form", there.form.kind, about.form.kind)):
+    for name, one, other in (("store", stores.named(there.store), about.store), ("form", there.form.kind, about.form.kind)):
         if one != other:
             raise ArtifactError(f"{out} has {name} {one!r}, not {other!r}: leave --{name} out, or build anew with --rebuild")
     drift = canaries.drift(encoder, out, there.space.model)
@@ -175,13 +187,14 @@ def _continued(encoder: Encoder, out: Path, about: About, wanted: Wanted, there:
             f"the model gives other vectors than when {out} was made (mean cosine {drift:.5f} over {canaries.COUNT} canaries): "
             "another version of a library or another device computes; go back to it, or build anew with --rebuild"
         )
-    address = wanted.store or there.store
-    return replace(there, settings=about.settings), stores.opened(address, out, there.name, there.space, there.form)
+    store = stores.opened(wanted.store or there.store, out, there.name, there.space, there.form)
+    # The address too: an earlier version has written down passwords that it did not see.
+    return replace(there, settings=about.settings, store=about.store), store
 
 
 def _described(encoder: Encoder, model: str, out: Path, wanted: Wanted, there: About | None) -> About:
     """The index as it is asked for, under a new name."""
-    store = stores.named(wanted.store) if wanted.store else there.store if there else "embedded"
+    store = stores.named(wanted.store or (there.store if there else "embedded"))
     kind = wanted.form or (there.form.kind if there else "float32")
     if stores.kind_of(store) != "embedded" and kind not in ("float32", "float16"):
         raise RecipeError(f"form {kind} is for the embedded store; {store} keeps float32 or float16")
@@ -194,29 +207,59 @@ def _described(encoder: Encoder, model: str, out: Path, wanted: Wanted, there: A
     folder = Path(model)
     named = os.path.relpath(folder.resolve(), out.resolve()) if folder.exists() else model
     named = named if named.startswith(".") or not folder.exists() else f"./{named}"
-    before = () if there is None else ((there.store, there.name),)
-    return About(named, space, store, new_name(), Form(kind), settings=asdict(wanted.reading), before=before)
+    return About(named, space, store, new_name(), Form(kind), settings=asdict(wanted.reading))
 
 
-def _finished(encoder: Encoder, out: Path, about: About, store: Store, counts: Counts, file: Path) -> None:
-    """Measure what the form costs, and put a rebuilt index in the place of the old one."""
-    changed = counts.added + counts.updated + counts.removed
-    stale = not about.measured or changed > STALE * about.measured["rows"]
-    if about.form.kind in ("int8", "binary") and counts.rows > 1 and stale:
-        vectors = store.vectors([entry.id for entry in store.rows()])
-        found = enough(vectors, Form(about.form.kind), TARGET, k=K)
-        told = {"rows": counts.rows, "recall": found.value.mean, "low": found.value.low, "high": found.value.high}
-        about = replace(about, form=found.form, measured=told)
-        counts.recall = found
-    if file.name == FILE:
-        about.write(file)
-        return
+def _measured(about: About, store: Store, counts: Counts) -> About:
+    """With what the form costs, if it was never measured or much has changed since."""
+    if about.form.kind not in ("int8", "binary") or counts.rows < 2:
+        return about
+    changed = counts.added + counts.updated + counts.removed + about.measured.get("changed", 0)
+    if about.measured and changed <= STALE * about.measured["rows"]:
+        return replace(about, measured={**about.measured, "changed": changed})
+    vectors = store.vectors([entry.id for entry in store.rows()])
+    counts.recall = found = enough(vectors, Form(about.form.kind), TARGET, k=K)
+    told = {"rows": counts.rows, "recall": found.value.mean, "low": found.value.low, "high": found.value.high, "changed": 0}
+    return replace(about, form=found.form, measured=told)
+
+
+def _swapped(encoder: Encoder, out: Path, about: About, wanted: Wanted, file: Path) -> About:
+    """Put a rebuilt index in the place of the old one, whose table stays: it may still be open to readers.
+
+    Whatever a kill interrupts, the old index or the new one is there whole, and what was not dropped is dropped next time.
+    """
     old = _there(out, Wanted(rebuild=True))
+    if old is not None:
+        about = replace(about, before=((old.store, old.name), *old.before))
+        _note(out, old, wanted)
     canaries.keep(encoder, out)
     about.write(out / FILE)
     file.unlink()
-    for place, name in old.before if old else ():  # that of `old` itself may still be open to readers
+    left = list(about.before[:1])
+    for place, name in about.before[1:]:
         try:
-            stores.drop(place, out, name)
-        except ArtifactError as error:
+            stores.drop(_address(place, wanted), out, name)
+        except HardwonError as error:
+            left.append((place, name))
             console().print(f"the old table {name} was left where it is: {error}", style="yellow", markup=False)
+    about = replace(about, before=tuple(left))
+    about.write(out / FILE)
+    return about
+
+
+def _note(out: Path, old: About, wanted: Wanted) -> None:
+    """Write down which pictures the old index shows; without that, if it is out of reach, all of them are kept."""
+    if not media.there(out):
+        media.note(out, old.name, ())
+        return
+    with contextlib.suppress(HardwonError):
+        store = stores.opened(_address(old.store, wanted), out, old.name, old.space, old.form)
+        try:
+            media.note(out, old.name, media.used(row.payload for row in store.rows()))
+        finally:
+            store.close()
+
+
+def _address(place: str, wanted: Wanted) -> str:
+    """Where a store is, with its password if that was told."""
+    return wanted.store if wanted.store and stores.named(wanted.store) == stores.named(place) else place

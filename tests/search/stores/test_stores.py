@@ -154,10 +154,53 @@ def test_another_writer_is_told_of(tmp_path):
 
 
 def test_names_and_addresses():
-    assert named("postgresql://me:secret@host:5432/base?x=1") == "postgresql://me@host:5432/base?x=1"
     assert named("lance") == "lance"
+    assert named("http://me:secret@host:6333") == "http://me@host:6333"
     with pytest.raises(RecipeError, match="did you mean 'lance'"):
         stores.kind_of("lanse")
+
+
+PLAIN = "postgresql://me@host:5432/base?sslmode=require"
+ADDRESSES = {  # as one may type them: as they are written down
+    PLAIN: PLAIN,
+    "postgres://me@host/base": "postgres://me@host/base",
+    "postgresql://me:secret@host:5432/base?sslmode=require": PLAIN,
+    "postgresql://me:secret#secret@host:5432/base?sslmode=require": PLAIN,
+    "postgresql://me:secret?secret@host:5432/base?sslmode=require": PLAIN,
+    "postgresql://me:[secret@host:5432/base?sslmode=require": PLAIN,
+    "postgresql://me@host:5432/base?sslmode=require&password=secret": PLAIN,
+    "postgresql://me@host:5432/base?sslpassword=secret&sslmode=require": PLAIN,
+    "postgresql://host/base?user=me&password=secret": "postgresql://me@host/base",
+    "postgresql://m%40e:secret@[::1]/base": "postgresql://m%40e@[::1]/base",
+    "postgresql://me:secret@/base?host=/tmp/x%20y": "postgresql:///base?user=me&host=%2Ftmp%2Fx%20y",
+    "postgresql://me:secret@a:1,b:2/base": "postgresql:///base?user=me&host=a%2Cb&port=1%2C2",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_passwords_are_not_written_down(address):
+    conninfo = pytest.importorskip("psycopg.conninfo")
+    kept = named(address)
+    assert kept == ADDRESSES[address] and named(kept) == kept
+    said = {name: value for name, value in conninfo.conninfo_to_dict(address).items() if "password" not in name}
+    assert conninfo.conninfo_to_dict(kept) == said  # it is still the same place
+
+
+@pytest.mark.parametrize("address", ["postgresql://me:secret%zz@host/base", "postgresql://me:secret@host/base?secret=secret"])
+def test_an_address_that_cannot_be_read_is_not_shown(address):
+    pytest.importorskip("psycopg")
+    with pytest.raises(RecipeError, match="none that PostgreSQL takes") as caught:
+        named(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_id_of_another_form_is_refused(backend):
+    store = created(backend)
+    for wrong in ("40", "../x", "x" * 32, "A" * 32, "0" * 31 + "\n"):
+        for ask in (store.vectors, store.delete, lambda ids: list(store.rows(ids))):
+            with pytest.raises(DataError, match="32 hexadecimal"):
+                ask([wrong])
+    store.close()
 
 
 def test_a_space_says_what_cannot_be():

@@ -2,10 +2,11 @@
 
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from hardwon.errors import RecipeError, unknown
 from hardwon.search.compressed import Form
-from hardwon.search.stores.base import Entry, Match, Space, Store, checked, shortened
+from hardwon.search.stores.base import Entry, Match, Space, Store, checked
 from hardwon.search.stores.embedded import Embedded
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "kind_of",
     "named",
     "opened",
-    "shortened",
 ]
 
 KINDS = ("embedded", "lance", "postgresql://USER@HOST/DATABASE", "http://HOST:6333", "qdrant")
@@ -41,10 +41,22 @@ def kind_of(store: str) -> str:
 
 
 def named(store: str) -> str:
-    """What may be written down of a store: without a password."""
-    from hardwon.search.stores.postgres import without_password
+    """What may be written down of a store: without a password.
 
-    return without_password(store) if "://" in store else store
+    Raises:
+        RecipeError: none of `KINDS`, or an address that cannot be read.
+        MissingExtra: a package that is not installed.
+    """
+    kind = kind_of(store)
+    if kind == "postgresql":
+        from hardwon.search.stores.postgres import without_password
+
+        return without_password(store)
+    if "://" not in store:
+        return store
+    parts = urlsplit(store)
+    user, at, place = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.split(':')[0]}{at}{place}"))
 
 
 def opened(store: str, folder: Path, name: str, space: Space, form: Form | None = None) -> Store:

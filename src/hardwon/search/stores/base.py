@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from hardwon.errors import ArtifactError, DataError, ModelError, unknown
-from hardwon.search.retrieve import as_float32, check_unit
+from hardwon.search.retrieve import as_float32, check_unit, shortened
 
 LAYOUT = 1  # of rows and heads; a store of another layout is not touched
 DTYPES = ("float32", "float16")
@@ -75,13 +75,17 @@ class Space:
         """Vectors [n width] as they are kept and searched with: [n dim], float32, unit length.
 
         Raises:
-            ModelError: of another width, not finite or not of unit length; names the first.
+            ModelError: of another width, not finite or not of unit length, or nothing is left of one but zeros; names the
+                first.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.width:
             raise ModelError(f"vectors of shape {list(vectors.shape)}, but the index takes [n, {self.width}]: use its model")
         vectors = as_float32(vectors)
         check_unit(vectors, lambda row: f"vector {row}")
-        return shortened(vectors, self.dim)
+        kept = shortened(vectors, self.dim)
+        if not kept.any(axis=1).all():
+            raise ModelError(f"the first {self.dim} numbers of a vector are all zero: keep more dimensions")
+        return kept
 
 
 _MEANING = {
@@ -93,21 +97,6 @@ _MEANING = {
     "metric": "the metric",
     "layout": "the layout",
 }
-
-
-def shortened(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """The first numbers of each vector, scaled to unit length again.
-
-    Raises:
-        ModelError: nothing is left of a vector but zeros.
-    """
-    if dim == vectors.shape[1]:
-        return vectors
-    left = vectors[:, :dim]
-    lengths = np.linalg.norm(left, axis=1, keepdims=True)
-    if not (lengths > 0).all():
-        raise ModelError(f"the first {dim} numbers of a vector are all zero: keep more dimensions")
-    return as_float32(left / lengths)
 
 
 class Entry(NamedTuple):

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from hardwon.artifacts import checksum, replacing, write_atomically
 from hardwon.errors import ArtifactError
 from hardwon.search.compressed import Compressed, Form
-from hardwon.search.stores.base import Entry, Match, Space, checked, missing
+from hardwon.search.stores.base import Entry, Match, Space, check_id, checked, missing
 
 HEAD, LOCK = "head.json", ".lock"
 WAIT_S = 120.0  # for another writer
@@ -174,13 +174,13 @@ class Embedded:
         """As `Store.upsert`."""
         vectors = checked(entries, vectors, self._space)
         if entries:
-            self._commit([bytes.fromhex(entry.id) for entry in entries], [entry.payload for entry in entries], vectors, [])
+            self._commit([_key(entry.id) for entry in entries], [entry.payload for entry in entries], vectors, [])
 
     def delete(self, ids: Sequence[str]) -> None:
         """As `Store.delete`."""
         if ids:
             nothing = np.zeros((0, self._space.dim), dtype=np.float32)
-            self._commit([], [], nothing, sorted({bytes.fromhex(each) for each in ids}))
+            self._commit([], [], nothing, sorted(set(map(_key, ids))))
 
     def search(self, vectors: np.ndarray, k: int) -> list[list[Match]]:
         """As `Store.search`; of a form smaller than float32, as far as that form can tell."""
@@ -197,13 +197,13 @@ class Embedded:
     def rows(self, ids: Sequence[str] | None = None) -> Iterator[Entry]:
         """As `Store.rows`."""
         version = self._version
-        for key in version.keys() if ids is None else (bytes.fromhex(each) for each in ids):
+        for key in version.keys() if ids is None else map(_key, ids):
             if key in version.places:
                 yield version.entry(key)
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """As `Store.vectors`."""
-        version, keys = self._version, [bytes.fromhex(each) for each in ids]
+        version, keys = self._version, list(map(_key, ids))
         missing(ids, {key.hex(): None for key in keys if key in version.places})
         return version.take(keys, self._space.dim)
 
@@ -344,6 +344,10 @@ class _Whole:
 
     def take(self, places: np.ndarray | slice) -> np.ndarray:
         return _gathered(self._segments, self._where[places], self._dim)
+
+
+def _key(id: str) -> bytes:
+    return bytes.fromhex(check_id(id))
 
 
 def _packed(keys: Sequence[bytes]) -> np.ndarray:

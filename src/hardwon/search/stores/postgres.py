@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
 
 import numpy as np
 
-from hardwon.errors import ArtifactError, MissingExtra
+from hardwon.errors import ArtifactError, MissingExtra, RecipeError
 from hardwon.search.stores.base import Entry, Match, Space, check_id, checked, missing
 
 SPACES = "hardwon_spaces"  # table that says what the vectors of the other tables are
 _BATCH = 2000
+_SECRET = {"password", "sslpassword"}  # parameters of libpq that are not written down
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:]+", re.IGNORECASE)
 
 
 def _psycopg() -> Any:
@@ -28,12 +31,32 @@ def _psycopg() -> Any:
 
 
 def without_password(address: str) -> str:
-    """The address as it may be written down; libpq takes a password from PGPASSWORD or ~/.pgpass as well."""
-    parts = urlsplit(address)
-    if parts.password is None:
+    """The address as it may be written down; libpq takes a password from PGPASSWORD or ~/.pgpass as well.
+
+    Raises:
+        RecipeError: libpq cannot read it. It is not shown: any part of it may be one of a password.
+        MissingExtra: psycopg is not installed.
+    """
+    psycopg = _psycopg()
+    try:
+        # As libpq reads it, which takes "#" and "?" in a password as they are, and a password among the parameters.
+        said = psycopg.conninfo.conninfo_to_dict(address)
+    except psycopg.ProgrammingError:
+        raise RecipeError(
+            "the store's address is none that PostgreSQL takes: postgresql://USER@HOST:PORT/DATABASE, with special characters "
+            "as %XX, and a password in PGPASSWORD"
+        ) from None
+    if not _SECRET & said.keys():
         return address
-    user, _, place = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.split(':')[0]}@{place}"))
+    kept = {name: str(value) for name, value in said.items() if name not in _SECRET}
+    host, port, user = kept.get("host", ""), kept.get("port", ""), kept.get("user", "")
+    place = ""
+    if _HOST.fullmatch(host) and (port.isdecimal() or not port):  # others, such as sockets and several hosts, stay parameters
+        place = f"{quote(user, '')}{'@' if user else ''}{f'[{host}]' if ':' in host else host}{':' if port else ''}{port}"
+        kept = {name: value for name, value in kept.items() if name not in ("host", "port", "user")}
+    base = f"/{quote(kept.pop('dbname'), '')}" if "dbname" in kept else ""
+    more = urlencode(kept, quote_via=quote)
+    return f"postgresql://{place}{base}{'?' if more else ''}{more}"
 
 
 class Postgres:

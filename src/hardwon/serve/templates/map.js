@@ -33,7 +33,7 @@ export async function openMap() {
 }
 
 function take(reply) {
-  map.points = reply.rows.map((id, n) => ({ id, x: reply.x[n], y: reply.y[n], kind: reply.kinds[n], pictured: reply.pictured[n] }));
+  map.points = reply.rows.map((id, n) => ({ id, content: reply.contents[n], x: reply.x[n], y: reply.y[n], kind: reply.kinds[n], pictured: reply.pictured[n] }));
   map.names = reply.sources.map(([name]) => name);
   const total = reply.total.toLocaleString("en"), some = map.points.length.toLocaleString("en");
   map.told = map.points.length < reply.total ? `${some} of ${total} items, drawn at random.` : `All ${total} items.`;
@@ -121,7 +121,7 @@ function paint() {
   const pictures = map.visible.length <= PICTURES, r = Math.min(6, (map.points.length > 1500 ? 2.4 : 3.4) * Math.sqrt(map.scale));
   for (const [n, x, y] of map.visible) {
     const point = map.points[n];
-    if (pictures && point.pictured && picture(point.id, x, y, colours[point.kind % KINDS], card)) continue;
+    if (pictures && point.pictured && picture(point, x, y, colours[point.kind % KINDS], card)) continue;
     dot(point.kind, x, y, r, colours[point.kind % KINDS], map.found.size && !map.found.has(point.id) ? 0.4 : 0.85);
   }
   const room = (n) => (pictures && map.points[n].pictured ? SIDE / 2 + 3 : r + 3);
@@ -149,13 +149,13 @@ function ring(x, y, r, colour) {
   pen.stroke();
 }
 
-function picture(id, x, y, colour, card) {
-  let image = map.images.get(id);
+function picture(point, x, y, colour, card) {
+  let image = map.images.get(point.id);
   if (!image) {
-    map.images.set(id, (image = new Image()));
+    map.images.set(point.id, (image = new Image()));
     image.addEventListener("load", draw);
     image.addEventListener("error", () => (image.lost = true));
-    image.src = thumbnail(id);
+    image.src = thumbnail(point);
   }
   if (!image.complete || image.lost || !image.naturalWidth) return false;
   pen.fillStyle = "#fff";
@@ -199,7 +199,7 @@ async function point(n, aloud = false) {
   if (item.images.length) {
     const image = make("img");
     image.alt = "";
-    image.src = thumbnail(id);
+    image.src = thumbnail(item);
     parts.push(image);
   }
   words.append(make("small", "", map.names[kind]));
@@ -287,7 +287,7 @@ for (const kind of ["pointerup", "pointercancel"])
     if (n < 0) return void point(-1);
     // A finger cannot hover: its first touch shows the item, the second asks for more like it.
     if (event.pointerType !== "mouse" && n !== map.over) return void point(n);
-    moreLike(map.points[n].id, nameOf(n));
+    moreLike(map.points[n], nameOf(n));
   });
 canvas.addEventListener("pointerleave", () => pointers.size || point(-1));
 canvas.addEventListener("wheel", (event) => {
@@ -301,7 +301,7 @@ canvas.addEventListener("keydown", (event) => {
   else if (event.key === "-") zoom(1 / 1.5);
   else if (event.key === "0") zoom(0);
   else if (event.key === "Escape") point(-1);
-  else if (event.key === "Enter" && map.over >= 0) moreLike(map.points[map.over].id, nameOf(map.over));
+  else if (event.key === "Enter" && map.over >= 0) moreLike(map.points[map.over], nameOf(map.over));
   else return;
   event.preventDefault();
 });

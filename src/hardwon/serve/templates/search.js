@@ -51,7 +51,8 @@ export function say(id, text, failed = false) {
   by(id).classList.toggle("failed", failed);
 }
 
-export const thumbnail = (id) => `/page/thumbnails/${id}?of=${state.about.fingerprint}`;
+// The address names what the picture shows: browsers keep it, and what has changed has another.
+export const thumbnail = ({ id, content }) => `/page/thumbnails/${id}${content ? `?of=${content}` : ""}`;
 
 export function named(item) {
   if (item.text) return item.text;
@@ -96,7 +97,7 @@ async function search({ remember = true } = {}) {
       say("status", moves(second.hits, state.before));
     }
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError" || number !== state.asked) return;
     say("status", error.message, true);
   } finally {
     if (number === state.asked) by("grid").classList.remove("waiting");
@@ -119,6 +120,7 @@ function moves(hits, before) {
 
 async function sample() {
   const number = ++state.asked, count = Math.min(Number(by("k").value), state.about.items);
+  by("grid").classList.remove("waiting"); // of a search that this takes the place of
   try {
     const { items } = await ask(`/page/sample?k=${count}&seed=${Math.floor(Math.random() * 1e6)}`);
     if (number !== state.asked) return;
@@ -126,7 +128,7 @@ async function sample() {
     say("status", `${count} of ${state.about.items.toLocaleString("en")}, drawn at random: choose one, or ask for something.`);
     by("another").hidden = count === state.about.items;
   } catch (error) {
-    say("status", error.message, true);
+    if (number === state.asked) say("status", error.message, true);
   }
 }
 
@@ -199,16 +201,16 @@ function frame(hit) {
   image.decoding = "async";
   image.alt = "";
   image.addEventListener("error", () => made.replaceChildren(make("span", "lost", "picture that cannot be read")), { once: true });
-  image.src = thumbnail(hit.id);
+  image.src = thumbnail(hit);
   made.append(image);
   return made;
 }
 
-export function moreLike(id, name = "") {
+export function moreLike(item, name = "") {
   setPicture("");
   by("words").value = "";
-  state.like = id;
-  given(thumbnail(id), name);
+  state.like = item.id;
+  given(thumbnail(item), name);
   choose("found");
   search();
   scrollTo({ top: 0, behavior: STILL.matches ? "auto" : "smooth" });
@@ -281,7 +283,7 @@ function restore() {
   by("instruction").value = asked.get("instruction") ?? state.about.instructions[0] ?? "";
   state.picture = "";
   state.like = like !== null && /^[0-9a-z]{1,64}$/.test(like) ? like : null;
-  given(state.like === null ? "" : thumbnail(state.like));
+  given(state.like === null ? "" : thumbnail({ id: state.like }));
   choose(location.hash === "#map" ? "map" : "found");
   search({ remember: false });
 }
@@ -334,8 +336,9 @@ function listen() {
   });
   by("grid").addEventListener("keydown", gridKey);
   by("grid").addEventListener("click", (event) => {
-    const hit = event.target.closest(".hit");
-    if (hit) moreLike(hit.dataset.id, named(state.hits.find((each) => each.id === hit.dataset.id)));
+    const chosen = event.target.closest(".hit");
+    const hit = chosen && state.hits.find((each) => each.id === chosen.dataset.id);
+    if (hit) moreLike(hit, named(hit));
   });
   by("rerank").addEventListener("change", () => search());
   by("k").addEventListener("change", () => search({ remember: false }));
