@@ -60,8 +60,9 @@ RATE = 3e-4 if BUILT_IN else 2e-5
 ALIGN = 400 if BUILT_IN else 0  # steps for the projector alone; set 0 if no pair joins a picture to a text
 
 
-# Hardness weighs near-misses up within a batch. Symmetric: captions find pictures and pictures find captions.
-CONTRAST = InfoNCE(temperature=0.03, hardness=9.0, symmetric=True)
+# Symmetric: captions find pictures and pictures find captions. `hardness=9.0` (LLaVE) weighs near-misses up within a batch; on
+# our small backbone it changed nothing (docs/studies.md).
+CONTRAST = InfoNCE(temperature=0.03, symmetric=True)
 
 
 def recipe() -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ def write(results: Path, docs: Path) -> None:
     small = load(results, "small")
     charts.differences(small, docs / "studies-rows.svg")
     charts.gaps(small, docs / "studies-gap.svg")
-    parts = [said("intro"), machine(small), verdict(small), said("regime"), "## The table\n", table(small)]
+    parts = [said("intro"), machine(small), verdict(small), said("defaults"), said("regime"), "## The table\n", table(small)]
     parts += ["![Every row's difference to InfoNCE](studies-rows.svg)\n", said("table")]
     parts += ["## By kind of task\n", kinds(small), said("gap"), "![Gap and P@1](studies-gap.svg)\n"]
     if (results / "sensitivity.json").is_file():

@@ -30,7 +30,8 @@ def recommended(best: Line, trained: Sequence[Line]) -> str:
     base = next(line for line in trained if line.entry.name == TEACHER)
     row = best.entry
     assert isinstance(row, Training)
-    told = f"**{row.title}** (`{row.loss!r}`): {100 * best.chosen:+.1f} points over plain InfoNCE on validation, where it was\n"
+    grouped = f", `{row.groups!r}`" if row.groups else ""
+    told = f"**{row.title}** (`{row.loss!r}`{grouped}):\n{100 * best.chosen:+.1f} points over plain InfoNCE on validation, where it was\n"
     told += f"chosen, and {points(best.gained)} on test. It took {best.seconds / base.seconds:.2f} x the processor time of\n"
     return told + f"plain InfoNCE{also(best)}.\n"
 
@@ -43,7 +44,7 @@ def also(line: Line) -> str:
 def goal(trained: Sequence[Line]) -> str:
     """Whether three points were reached in the time of plain InfoNCE, with an interval that leaves zero out."""
     base = next(line for line in trained if line.entry.name == TEACHER)
-    quick = [line for line in trained if not line.before and line.seconds <= EQUAL * base.seconds]
+    quick = [line for line in trained if not line.entry.needs and line.seconds <= EQUAL * base.seconds]
     best = max(quick, key=lambda line: line.chosen)
     head = "The goal of 3 points over plain InfoNCE on held-out concepts in the same time"
     if best.gained is None:
@@ -51,7 +52,7 @@ def goal(trained: Sequence[Line]) -> str:
     reached = best.gained.mean >= GOAL and best.gained.low > 0
     verb = "is reached" if reached else "is not reached"
     return (
-        f"{head} {verb}: of the rows that need nothing beforehand and at most {EQUAL:g} x its processor time, validation\n"
+        f"{head} {verb}: of the rows that need no other model and at most {EQUAL:g} x its processor time, validation\n"
         f"chooses **{best.entry.title}**, {points(best.gained)} on test.\n"
     )
 
