@@ -31,7 +31,8 @@ def recommended(best: Line, trained: Sequence[Line]) -> str:
     row = best.entry
     assert isinstance(row, Training)
     grouped = f", `{row.groups!r}`" if row.groups else ""
-    told = f"**{row.title}** (`{row.loss!r}`{grouped}):\n{100 * best.chosen:+.1f} points over plain InfoNCE on validation, where it was\n"
+    told = f"**{row.title}** (`{row.loss!r}`{grouped}):\n"
+    told += f"{100 * best.chosen:+.1f} points over plain InfoNCE on validation, where it was\n"
     told += f"chosen, and {points(best.gained)} on test. It took {best.seconds / base.seconds:.2f} x the processor time of\n"
     return told + f"plain InfoNCE{also(best)}.\n"
 
