@@ -104,7 +104,7 @@ def damage_depth(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (damage_kinds, r"manifest\.json (cannot be read .*|is no manifest): delete"),
+        (damage_kinds, r"manifest\.json (cannot be read [\s\S]*|is no manifest): delete"),
         (damage_depth, r"manifest\.json cannot be read .*: delete"),
         (damage_flip, "deep/a.txt has changed since it was written: delete .* and run its stage again"),
         (damage_missing, "deep/a.txt is missing"),

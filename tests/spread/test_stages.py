@@ -111,7 +111,9 @@ def test_mining_while_a_worker_is_killed(data, tmp_path, tiny_text, reranker):
 class TestOthers:
     @pytest.mark.parametrize("workers", [Workers(1), Workers(3, threads=2), Workers(2, "ray")], ids=str)
     def test_whoever_works(self, data, tmp_path, tiny_text, reranker, workers):
-        truth = mined(tmp_path / "one", data, tiny_text, str(reranker))
+        # Two threads add in another order than one: on some processors the last bits differ.
+        alone = None if workers.threads == 1 else Workers(1, threads=workers.threads)
+        truth = mined(tmp_path / "one", data, tiny_text, str(reranker), alone)
         assert mined(tmp_path / "two", data, tiny_text, str(reranker), workers) == truth
 
     def test_a_blend_and_a_chat_model(self, data, tmp_path, tiny_text, reranker, tmp_path_factory):
