@@ -1,7 +1,7 @@
 """What `hardwon serve` holds: throughput against offline `encode`, overload, and requests that make no sense.
 
     python -m benchmarks.serve --out benchmarks/serve_<hardware>_<date>.md
-    python -m benchmarks.serve --model FOLDER --only load --rounds 1
+    python -m benchmarks.serve --only load --rounds 3 --requests 100      # a minute; all of it takes half an hour on two cores
 
 The server is a process of its own on loopback, started by the command line; this process is the client, and both share the
 machine.

@@ -10,6 +10,7 @@ import uvicorn
 
 from hardwon.errors import RecipeError
 from hardwon.items import Item
+from hardwon.serve import wire
 from hardwon.serve.api import Api, Served
 from hardwon.serve.limits import Limits, is_loopback
 
@@ -40,6 +41,7 @@ def run(served: Served, limits: Limits, *, host: str, port: int, key: str, ready
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         config = uvicorn.Config(
             api.guard,
+            http=wire.protocol(),
             ws="none",
             access_log=False,
             log_level="warning",
