@@ -7,6 +7,7 @@ import typer
 
 from hardwon.commands.recipes import Count, Engine, Place, hide_loading, run_verb, workers_of
 
+WIDE = 120  # columns of a terminal that has room for the sources of published results
 EVALUATE = (
     "Evaluate a model on a benchmark, or the models of a recipe, with intervals.\n\n"
     "[bold]hardwon evaluate MODEL BENCHMARK[/] asks one model: each distinct item is encoded once and kept in the cache, so an "
@@ -81,7 +82,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     report = asked.run(out, cache)
     Console().print(report)
     if benchmark in READERS and report.benchmark in COLUMNS and not report.missing:  # own data may have such a name, too
-        Console().print(standing(report))
+        Console().print(standing(report, sources=Console().width >= WIDE))
     if "sample" in report.made:
         typer.echo(report.made["sample"])
     typer.echo(f"\nCompare it with another: hardwon compare {out or asked.home} OTHER.json --html page.html")

@@ -87,8 +87,12 @@ def _hit(report: Report, task: str, k: str = "1") -> float:
     return sum(result.hits) / result.queries if k == "1" else result.measures[f"hit@{k}"]
 
 
-def standing(report: Report) -> Table:
+def standing(report: Report, *, sources: bool = True) -> Table:
     """The published results with the report among them, by the last column (on MMEB the mean over all data sets).
+
+    Args:
+        report: of one model.
+        sources: say of each where it was published; without, the table fits into 80 columns.
 
     Raises:
         ArtifactError: as `scores_of`.
@@ -103,10 +107,11 @@ def standing(report: Report) -> Table:
     made.add_column("model")
     for column in columns:
         made.add_column(GROUPS.get(column) or column, justify="right")
-    made.add_column("source")
+    if sources:
+        made.add_column("source")
     for scores, model, source, note, style in rows:
         cells = [f"{scores[column]:.1f}" if column in scores else "-" for column in columns]
-        made.add_row(model + (" *" if note else ""), *cells, source, style=style)
+        made.add_row(model + (" *" if note else ""), *cells, *([source] if sources else []), style=style)
     return made
 
 
