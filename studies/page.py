@@ -22,7 +22,12 @@ def write(results: Path, docs: Path) -> None:
         found = load(results, "sensitivity")
         families = [f for f in dict.fromkeys(e.family for e in found.suite.rows) if f != "baseline"]
         charts.sensitivities(found, docs / "studies-sensitivity.svg", families)
-        parts += ["## Sensitivities\n", "![One thing at a time](studies-sensitivity.svg)\n", sensitivity(found)]
+        parts += [
+            "## Sensitivities\n",
+            "![One thing at a time](studies-sensitivity.svg)\n",
+            sensitivity(found),
+            said("sensitivity"),
+        ]
     parts += [said("tried"), said("again")]
     (docs / "studies.md").write_text("\n".join(parts), encoding="utf-8")
 
