@@ -21,6 +21,8 @@ COLOURS = {
     "reranking": "#c2486b",
 }
 
+SHORT = 8  # letters of a label that has room beside its neighbours
+
 
 def differences(results: Results, file: Path) -> None:
     """Every row's difference to the baseline with its interval, and the seeds as points."""
@@ -95,7 +97,8 @@ def sensitivities(results: Results, file: Path, families: Sequence[str]) -> None
         if not rows:
             continue
         order = [row["row"] for row in rows]
-        base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("row:N", sort=order, title=None, axis=alt.Axis(labelAngle=0)))
+        axis = alt.Axis(labelAngle=-30 if max(map(len, order)) > SHORT else 0)
+        base = alt.Chart(alt.Data(values=rows)).encode(x=alt.X("row:N", sort=order, title=None, axis=axis))
         zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=ZERO).encode(y="zero:Q")
         y = alt.Y("low:Q", title="points")
         bars = base.mark_rule(size=3, color="#2f81c7", opacity=0.55).encode(y=y, y2="high:Q")
