@@ -199,3 +199,16 @@ def test_found_is_frozen():
     found = Found(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
     with pytest.raises(AttributeError):
         found.ids = found.ids  # type: ignore[misc]
+
+
+def test_large_blocks_are_proposed_by_the_quicker_way_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(0)
+    corpus = rng.standard_normal((3000, 32)).astype(np.float32)
+    corpus[100:200] = corpus[0]  # copies, so that ties reach beyond what is fetched
+    queries = np.concatenate([corpus[:40], rng.standard_normal((2 * MODULE.LARGE, 32)).astype(np.float32)])
+    corpus, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (corpus, queries))
+    ways, by_faiss = [], MODULE._by_faiss
+    monkeypatch.setattr(MODULE, "_by_faiss", lambda *given: ways.append(len(given[0])) or by_faiss(*given))
+    large, small = (retrieve(queries, corpus, 20, block=block) for block in (MODULE.LARGE, 100))
+    assert ways == [MODULE.LARGE]  # the second large block; small ones never
+    assert np.array_equal(large.ids, small.ids) and np.array_equal(large.scores, small.scores)

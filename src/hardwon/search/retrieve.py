@@ -7,8 +7,10 @@ float32 may have got wrong has a bound; where candidates that were not fetched c
 (ties, copies, a collapsed model), the whole corpus is looked through for that query.
 """
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -21,6 +23,7 @@ SPARE = 16  # candidates fetched beyond those asked for, so that the k-th place 
 MOST_EXCLUDED = 1024  # more exclusions than this in one query are left to the search through the whole corpus
 FETCHED_AT_ONCE = 2**22  # (query, candidate) places held at a time: 12 bytes each
 PRODUCTS_AT_ONCE = 2**24  # of float32 held at a time: 64 MB
+LARGE = 512  # queries of a block for which it is worth finding out which way is quicker
 TOGETHER = 32  # candidates of which only the largest product is looked at, until it is among the best
 RESCORED_AT_ONCE = 2**23  # numbers of the corpus in float64 held at a time: 64 MB
 
@@ -98,10 +101,10 @@ def nearest(
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     fetch = min(len(corpus), k + SPARE + min(MOST_EXCLUDED, max(map(len, barred), default=0)))
     step = max(1, min(block, FETCHED_AT_ONCE // fetch))
-    reach = _rounding(corpus.shape[1])
+    reach, propose = _rounding(corpus.shape[1]), _Quicker()
     for start in range(0, len(queries), step):
         part, own = slice(start, start + step), barred[start : start + step]
-        rough, fetched = _proposed(queries[part], corpus, fetch)
+        rough, fetched = propose(queries[part], corpus, fetch)
         best, exact = _decide(queries[part], corpus, _without(rough, fetched, own), fetched, k)
         ids[part, : best.shape[1]], scores[part, : best.shape[1]] = best, exact
         # No candidate that was left behind scores more than this.
@@ -176,7 +179,7 @@ def _proposed(
     read; a matrix product does, and most of its numbers need not be looked at one by one.
     """
     if len(queries) == 1:
-        return faiss.knn(queries, corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+        return _by_faiss(queries, corpus, fetch)
     count, turned = len(queries), np.ascontiguousarray(queries.T)
     rows = max(1, PRODUCTS_AT_ONCE // count // TOGETHER) * TOGETHER
     held = np.empty((min(rows, -(-len(corpus) // TOGETHER) * TOGETHER), count), dtype=np.float32)
@@ -189,6 +192,37 @@ def _proposed(
         products[len(part) :] = -np.inf
         best = _better(*best, products.reshape(groups, TOGETHER, count), start)
     return best
+
+
+def _by_faiss(
+    queries: Float32[np.ndarray, "q d"], corpus: Float32[np.ndarray, "n d"], fetch: int
+) -> tuple[Float32[np.ndarray, "q m"], Int64[np.ndarray, "q m"]]:
+    return faiss.knn(queries, corpus, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+class _Quicker:
+    """Proposes for large blocks of queries by what has been the quicker way so far.
+
+    For 1,024 queries faiss takes 1.07 times the bare product on one processor and `_proposed` 1.5 times; on another faiss reads
+    the corpus once for each query, which is ten times as slow. What comes out is the same: float64 decides.
+    """
+
+    def __init__(self) -> None:
+        self._pace: dict[Callable[..., Any], float] = {}  # seconds a query
+
+    def __call__(
+        self, queries: Float32[np.ndarray, "q d"], corpus: Float32[np.ndarray, "n d"], fetch: int
+    ) -> tuple[Float32[np.ndarray, "q m"], Int64[np.ndarray, "q m"]]:
+        """As `_proposed`."""
+        if len(queries) < LARGE:
+            return _proposed(queries, corpus, fetch)
+        way = next((w for w in (_proposed, _by_faiss) if w not in self._pace), None) or min(
+            self._pace, key=self._pace.__getitem__
+        )
+        clock = time.perf_counter()
+        found = way(queries, corpus, fetch)
+        self._pace[way] = (time.perf_counter() - clock) / len(queries)
+        return found
 
 
 def _better(
