@@ -207,8 +207,15 @@ def test_large_blocks_are_proposed_by_the_quicker_way_with_the_same_result(monke
     corpus[100:200] = corpus[0]  # copies, so that ties reach beyond what is fetched
     queries = np.concatenate([corpus[:40], rng.standard_normal((2 * MODULE.LARGE, 32)).astype(np.float32)])
     corpus, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (corpus, queries))
+    monkeypatch.setattr(MODULE, "_paces", {})
     ways, by_faiss = [], MODULE._by_faiss
     monkeypatch.setattr(MODULE, "_by_faiss", lambda *given: ways.append(len(given[0])) or by_faiss(*given))
     large, small = (retrieve(queries, corpus, 20, block=block) for block in (MODULE.LARGE, 100))
     assert ways == [MODULE.LARGE]  # the second large block; small ones never
     assert np.array_equal(large.ids, small.ids) and np.array_equal(large.scores, small.scores)
+    # As mining does: a call for each block. What was learned is remembered, and the quicker way is taken.
+    (paces,) = MODULE._paces.values()
+    for quick, slow, asked in (("products", "faiss", 1), ("faiss", "products", 2)):
+        paces |= {quick: 0.0, slow: 1e9}
+        retrieve(queries[: MODULE.LARGE], corpus, 20)
+        assert len(ways) == asked
