@@ -1,11 +1,14 @@
 """`hardwon evaluate` and `hardwon compare`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hardwon.commands.recipes import Count, Engine, Place, hide_loading, run_verb, workers_of
+
+if TYPE_CHECKING:  # the command line starts without what it may not need
+    from hardwon.evaluation import Report
 
 WIDE = 120  # columns of a terminal that has room for the sources of published results
 EVALUATE = (
@@ -66,10 +69,6 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
     if not benchmark or settings or stage:
         what = "name a benchmark after the model" if not benchmark else "--set and --stage belong to a recipe (FILE.py)"
         raise typer.BadParameter(what)
-    from rich.console import Console
-
-    from hardwon.evaluation.load import READERS
-    from hardwon.evaluation.references import COLUMNS, standing
     from hardwon.stages.evaluating import Evaluation
 
     hide_loading()
@@ -79,13 +78,22 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
         tuple(task or ()), budget, device=device, label=label, on_error=on_error, leaks=leaks, pairs=pairs,
         milliseconds=milliseconds, workers=workers_of(workers, engine),
     )  # fmt: skip
-    report = asked.run(out, cache)
+    _show(asked.run(out, cache), benchmark)
+    typer.echo(f"\nCompare it with another: hardwon compare {out or asked.home} OTHER.json --html page.html")
+
+
+def _show(report: "Report", benchmark: str) -> None:
+    """The table, where the model stands among what was published, and what a sample costs."""
+    from rich.console import Console
+
+    from hardwon.evaluation.load import READERS
+    from hardwon.evaluation.references import COLUMNS, standing
+
     Console().print(report)
     if benchmark in READERS and report.benchmark in COLUMNS and not report.missing:  # own data may have such a name, too
         Console().print(standing(report, sources=Console().width >= WIDE))
     if "sample" in report.made:
         typer.echo(report.made["sample"])
-    typer.echo(f"\nCompare it with another: hardwon compare {out or asked.home} OTHER.json --html page.html")
 
 
 def _check_reranking(rerank: str, options: dict[str, object], limits: tuple[float | None, float | None]) -> None:

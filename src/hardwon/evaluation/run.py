@@ -11,7 +11,7 @@ from rich.markup import escape
 from hardwon import artifacts
 from hardwon.distributed import World
 from hardwon.errors import HardwonError, ModelError, OnError, RecipeError
-from hardwon.evaluation.asked import chosen, in_order, placed
+from hardwon.evaluation.asked import Asked, chosen, in_order, placed
 from hardwon.evaluation.described import described
 from hardwon.evaluation.ranking import Ready, ranked
 from hardwon.evaluation.report import READ, Report
@@ -60,24 +60,54 @@ def evaluate(
         RecipeError: a task that the benchmark does not have; a reranker of depth 0; in several processes one with a budget of
             time, which each would spend in its own way, or a reranker of lists with any budget.
     """
-    rerank = None if rerank is None else rescorer(rerank)
-    if rerank is not None and rerank.depth < 1:
-        raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
-    if isinstance(rerank, Fused) and rerank.budget is not None and World.current().size > 1:
-        if rerank.budget.milliseconds is not None or not isinstance(rerank.reranker, Scorer):
-            raise RecipeError("several processes share a budget of pairs only: set it in pairs, or use one process")
-    start = time.perf_counter()
+    start, world = time.perf_counter(), World.current()
+    rerank = None if rerank is None else _checked(rescorer(rerank), world)
     failed = {gone.name: gone.why for gone in benchmark.missing}
     keyed = in_order(chosen(benchmark, tasks), on_error, failed)
     digests = digests_of(benchmark)  # before the work: whatever it meets in tasks that nobody asked costs nothing yet
-    world = World.current()
-    vectors = Vectors(encoder, store, world)
+    vectors, clock = Vectors(encoder, store, world), _Clock()
+    results, read = _results(keyed, vectors, rerank, clock, failed, on_error, f"encoding {benchmark.name}" if progress else "")
+    made = _made(vectors, rerank, read, clock) | {
+        "failed": failed,
+        "digests": digests,
+        "items": len({key for task in keyed for key in task.items}),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return Report(
+        encoder.fingerprint,
+        benchmark.name,
+        revision_of(digests),
+        tuple(named.name for named in (*benchmark.tasks, *benchmark.missing)),
+        label,
+        tuple(results[task.name] for task in benchmark.tasks if task.name in results),
+        made,
+    )
+
+
+def _checked(rerank: Rescorer, world: World) -> Rescorer:
+    """The same, if it can be used."""
+    if rerank.depth < 1:
+        raise RecipeError(f"the depth of a reranker must be 1 or more, got {rerank.depth}")
+    if isinstance(rerank, Fused) and rerank.budget is not None and world.size > 1:
+        if rerank.budget.milliseconds is not None or not isinstance(rerank.reranker, Scorer):
+            raise RecipeError("several processes share a budget of pairs only: set it in pairs, or use one process")
+    return rerank
+
+
+def _results(
+    keyed: Sequence[Asked],
+    vectors: Vectors,
+    rerank: Rescorer | None,
+    clock: "_Clock",
+    failed: dict[str, str],
+    on_error: OnError,
+    bar_name: str,
+) -> tuple[dict[str, TaskResult], list[Rescored]]:
+    """What came of each task by name, and what was reread; tasks that fail are noted in `failed`. No name, no progress."""
+    world, results, read = vectors.world, dict[str, TaskResult](), list[Rescored]()
     distinct = {key for task in keyed for key in task.items if key not in vectors.cached.store.rows}
-    shown = progress and world.first
-    results: dict[str, TaskResult] = {}
-    read: list[Rescored] = []
-    clock = _Clock()
-    with bar(f"encoding {benchmark.name}", len(distinct), "items", shown=shown and bool(distinct)) as advance:
+    shown = bool(bar_name) and world.first
+    with bar(bar_name, len(distinct), "items", shown=shown and bool(distinct)) as advance:
         for number, asked in enumerate(keyed, 1):
             try:
                 with clock.on("encoding"):
@@ -96,28 +126,20 @@ def evaluate(
                 _say(asked.task.name, results, failed, f"{number} of {len(keyed)}")
     if not results:
         raise ModelError("no task could be asked:\n" + "\n".join(failed.values()))
-    made = artifacts.environment() | {
+    return results, read
+
+
+def _made(vectors: Vectors, rerank: Rescorer | None, read: Sequence[Rescored], clock: "_Clock") -> dict[str, Any]:
+    """By what and where a report was made."""
+    return artifacts.environment() | {
         "model": described(vectors.cached.encoder),
         "rerank": None if rerank is None else _told(rerank, read),
-        "failed": failed,
-        "digests": digests,
-        "items": len({key for task in keyed for key in task.items}),
         "items_encoded": vectors.encoded,
         "vectors_of_others": sorted(vectors.cached.store.makers - {vectors.cached.store.made_by}),
-        "processes": world.size,
+        "processes": vectors.world.size,
         "seconds_encoding": round(clock.spent["encoding"], 3),
         "seconds_ranking": round(clock.spent["ranking"], 3),
-        "seconds": round(time.perf_counter() - start, 3),
     }
-    return Report(
-        encoder.fingerprint,
-        benchmark.name,
-        revision_of(digests),
-        tuple(named.name for named in (*benchmark.tasks, *benchmark.missing)),
-        label,
-        tuple(results[task.name] for task in benchmark.tasks if task.name in results),
-        made,
-    )
 
 
 def prepared(encoder: Encoder, benchmark: Benchmark) -> list[Ready]:

@@ -78,8 +78,10 @@ def index_path(encoder: Encoder, model: str, path: Path, out: Path, wanted: Want
         about = _described(encoder, model, out, wanted, there)
         new = there is None or wanted.rebuild
         file = out / (BUILDING if wanted.rebuild and (out / FILE).is_file() else FILE)
-        begin = _begun if new else _continued
-        about, store = begin(encoder, out, about, wanted, there, file)
+        if new:
+            about, store = _begun(encoder, out, about, wanted, there, file)
+        else:
+            about, store = _continued(encoder, out, about, wanted, there)
         try:
             counts = Counts()
             for each in _paths(path, out, there if wanted.rebuild else None):
@@ -174,7 +176,7 @@ def _begun(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: Abo
     return about, store
 
 
-def _continued(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None, _: Path) -> tuple[About, Store]:
+def _continued(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None) -> tuple[About, Store]:
     """The store of an index that is there, if it is what is asked for."""
     assert there is not None
     about.space.check(there.space.to_json(), str(out))

@@ -32,7 +32,7 @@ from hardwon.training.sharded import Shards, sharded
 from hardwon.training.step import embedder_step, reranker_step
 from hardwon.training.stopping import interruptible, stop
 from hardwon.training.trackers import check_usable
-from hardwon.training.usable import RERANKERS, ready
+from hardwon.training.usable import RERANKERS, Usable, ready
 
 Model = TypeVar("Model", bound=Embedder | Reranker | ListwiseReranker)
 SAVE_EVERY_S = 30.0
@@ -67,21 +67,37 @@ def train(
         title: name of the progress bar.
 
     Raises:
-        DataError: no examples, or a reranker's examples without negatives.
+        DataError: no examples, or a reranker's without negatives; several processes that do not have the same data.
         BadItems: items that cannot be used, before the first step; `settings.on_error` can leave them out instead.
         Diverged: a loss or gradient that is not finite (more often than `settings.skips` allows); the last checkpoint is whole.
         ArtifactError: a checkpoint that cannot be written; the one before is whole.
         Stopped: SIGTERM came, and there is a checkpoint; the program ends with exit code 0.
         ProcessLost: another process has ended or hangs.
-        DataError: several processes do not have the same data, settings or checkpoint.
         MissingExtra: a tracker that is not installed.
         ModelError: an item too large for memory, or gradient checkpointing of an architecture that has none.
     """
     settings, world = settings or Settings(), World.current()
-    _check(model, examples, steps, settings)
     check_usable(settings.track, out)
     if settings.shard and validate:
         raise RecipeError("with shard=True no process holds the whole model, so none can validate it: leave validate out")
+    settings, found = _prepared(model, examples, steps, settings, world)
+    examples, groups = found.examples, None
+    if settings.groups and isinstance(model, Embedder):
+        groups = agreed(examples, model, settings.groups, seed=settings.seed, out=out)
+    objective = _objective(loss, settings, model.body.model.device)
+    optimizer = optimizer_for(model.module, settings, objective.log_temperature)
+    written, checked = (out, validate) if world.first else (None, None)
+    plan = _Plan(steps, 0, settings, out, written, checked, title, world, groups, _parameters(model, objective), None)
+    with torch.random.fork_rng(), _begun(model, optimizer, plan) as (plan, damaged), _log(plan) as log:
+        _note(log, damaged, found.left_out if plan.start == 0 else ())
+        _run(model, examples, objective, plan, optimizer, log)
+    model.module.eval()
+    return model
+
+
+def _prepared(model: Any, examples: Sequence[Example], steps: int, settings: Settings, world: World) -> tuple[Settings, Usable]:
+    """Settings that hold here, the model as it will learn, and the examples that can be used."""
+    _check(model, examples, steps, settings)
     settings = _settled(settings, model.body.model.device, world)
     model.freeze(settings.freeze)
     model.body.settle_vision()
@@ -89,31 +105,7 @@ def train(
         without_dropout(model.module)
     found = ready(model, examples, settings, world)
     _check(model, found.examples, steps, settings)  # again: what is left must do
-    examples, groups = found.examples, None
-    if settings.groups and isinstance(model, Embedder):
-        groups = agreed(examples, model, settings.groups, seed=settings.seed, out=out)
-    objective = _objective(loss, settings, model.body.model.device)
-    optimizer = optimizer_for(model.module, settings, objective.log_temperature)
-    parameters = _parameters(model, objective)
-    with torch.random.fork_rng(), ExitStack() as stack:
-        torch.manual_seed(settings.seed + world.rank)  # dropout differs from process to process, the data do not
-        stack.enter_context(checkpointed(model.body.transformer, settings.memory.gradient_checkpointing))
-        shards = None
-        world.wait("getting ready")  # here they may be far apart, but not from here on
-        if settings.shard and world.size > 1:
-            world.in_step("before the first step").same(parameters.values())
-            shards = stack.enter_context(sharded(model, world, optimizer, parameters))
-            parameters = shards.parameters
-        start, damaged = checkpoint.restore(out / "checkpoint", parameters, optimizer) if out else (0, [])
-        if shards is None:
-            world.in_step("before the first step").same(parameters.values())  # as the first process has read them
-        written, checked = (out, validate) if world.first else (None, None)
-        plan = _Plan(steps, start, settings, out, written, checked, title, world, groups, parameters, shards)
-        log = stack.enter_context(_log(plan))
-        _note(log, damaged, found.left_out if start == 0 else ())
-        _run(model, examples, objective, plan, optimizer, log)
-    model.module.eval()
-    return model
+    return settings, found
 
 
 @dataclass(frozen=True)
@@ -198,6 +190,27 @@ def _check(model: Any, examples: Sequence[Example], steps: int, settings: Settin
                 f"lists of up to {longest} candidates (gold, settings.negatives and settings.random_negatives) do not fill "
                 f"the model's window of {window}: load it with Listing(window={longest}), or take other numbers of negatives"
             )
+
+
+@contextmanager
+def _begun(model: Any, optimizer: torch.optim.Optimizer, plan: _Plan) -> Iterator[tuple[_Plan, list[Any]]]:
+    """The plan from where a checkpoint left off, with weights that are the same, or parted, in all processes.
+
+    Gives with it what was found damaged.
+    """
+    settings, world, parameters, shards = plan.settings, plan.world, plan.parameters, None
+    with ExitStack() as stack:
+        torch.manual_seed(settings.seed + world.rank)  # dropout differs from process to process, the data do not
+        stack.enter_context(checkpointed(model.body.transformer, settings.memory.gradient_checkpointing))
+        world.wait("getting ready")  # here they may be far apart, but not from here on
+        if settings.shard and world.size > 1:
+            world.in_step("before the first step").same(parameters.values())
+            shards = stack.enter_context(sharded(model, world, optimizer, parameters))
+            parameters = shards.parameters
+        start, damaged = checkpoint.restore(plan.out / "checkpoint", parameters, optimizer) if plan.out else (0, [])
+        if shards is None:
+            world.in_step("before the first step").same(parameters.values())  # as the first process has read them
+        yield replace(plan, start=start, parameters=parameters, shards=shards), damaged
 
 
 def _run(
