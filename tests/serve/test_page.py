@@ -365,6 +365,27 @@ def test_what_the_page_needs_no_key_for(hostile):
             assert client.get(f"/page/{path}", headers=cookie).status_code == 400, path
 
 
+def test_the_page_does_not_wait_for_ever(opened, server):
+    """For an answer that never comes, after the words are gone; and for one that fails."""
+    page = opened(server.url)
+    told(page, "drawn at random")
+    waiting = "() => document.getElementById('grid').classList.contains('waiting')"
+    page.route("**/v1/search", lambda route: None)  # never answered
+    page.fill("#words", "red square")
+    page.press("#words", "Enter")
+    page.wait_for_function(waiting)
+    page.fill("#words", "")
+    page.press("#words", "Enter")
+    page.wait_for_function(f"() => !({waiting})()")
+    told(page, "drawn at random")
+    page.unroute("**/v1/search")
+    page.route("**/v1/search", lambda route: route.abort())
+    page.fill("#words", "red square")
+    page.press("#words", "Enter")
+    page.wait_for_function("() => document.getElementById('status').classList.contains('failed')")
+    assert not page.evaluate(waiting)
+
+
 def test_without_an_index(opened, folder, tmp_path):
     with serving.running(folder, tmp_path / "log", place="vlm") as server:
         page = opened(server.url)
