@@ -8,6 +8,7 @@ import torch
 from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, small
+from hardwon.models.eyes import TowerEye
 
 OUTSIDE = {
     "embeddings.convolution": "_conv_stem",
@@ -169,3 +170,27 @@ def test_the_same_parts_give_the_same_model_whatever_was_drawn_before():
         made.append(small.fuse(tiny.bert(len(tokenizer) - 1), tiny.tower(), tokenizer, tiny.SIZE).state_dict())
     assert made[0].keys() == made[1].keys()
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def torchvisions(pictures):
+    """The same settings in the class that transformers takes where torchvision is installed."""
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor.from_dict(pictures.to_dict())
+
+
+def test_pictures_are_resized_by_pil_even_beside_torchvision(tiny_vlm):
+    """What transformers takes depends on what is installed; vectors must not."""
+    made = Embedder.load(tiny_vlm).body
+    assert type(made.processor.image_processor).__name__ == "CLIPImageProcessorPil"
+    made.processor.image_processor = torchvisions(made.processor.image_processor)
+    assert small.settle_pixels(made.model)
+    assert not small.settle_pixels(made.model)
+    assert type(made.processor.image_processor).__name__ == "CLIPImageProcessorPil"
+
+
+def test_features_of_another_way_of_resizing_are_not_taken_for_ours(vlm):
+    pictures = vlm.body.processor.image_processor
+    ours, theirs = (TowerEye(vlm.body.transformer.vision_tower, made) for made in (pictures, torchvisions(pictures)))
+    assert ours.identity() != theirs.identity()
+    assert ours.state() != theirs.state()

@@ -11,12 +11,13 @@ from torch import nn
 
 from hardwon.errors import ModelError
 from hardwon.items import Item
-from hardwon.models.eyes import ChatEye, TowerEye, eye_of, has_tower, mark
+from hardwon.models.eyes import ChatEye, TowerEye, eye_of, mark
 from hardwon.models.length import GUESS, PictureTokens, Shares, VideoTokens, readable, shortened
 from hardwon.models.loading import control_tokens, has_template, open_model, prompt_for
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
 from hardwon.models.render import Show, as_shown, payload, refuse_parts, words
+from hardwon.models.small import has_tower
 from hardwon.models.vision import VisionCache, weights_digest
 from hardwon.pictures import open_picture
 

@@ -39,9 +39,9 @@ from hardwon.models.examination import (
 )
 from hardwon.models.facts import Facts, collect
 from hardwon.models.golden import DRIFT, changed, kept
-from hardwon.models.loading import ENDLESS, as_it_is, settle_filling, settle_frames, settle_vectors
+from hardwon.models.loading import settle_filling, settle_frames, settle_vectors
 from hardwon.models.lora import has_adapter
-from hardwon.models.plain import encode_plainly, plainly
+from hardwon.models.plain import encode_plainly, load_plainly, plainly
 from hardwon.models.precision import GAIN, bf16_gain
 from hardwon.models.preflight import refusal
 from hardwon.models.probes import Probe, long_probes, short_probes
@@ -281,18 +281,12 @@ def _in_batches(case: _Case, embedder: Embedder, advance: Callable[..., None]) -
 def _theirs(case: _Case, path: str | Path, device: str | None, advance: Callable[..., None]) -> None:
     """The model as anybody loads it."""
     advance(note=PLAIN)
-    from sentence_transformers import SentenceTransformer
-
-    model = as_it_is(SentenceTransformer, path, device)
+    model, notes = load_plainly(path, device)
+    case.notes.extend(notes)
     if any(model.prompts.get(probe.item.modality) for probe in case.probes):
         case.notes.append(
             "It has an instruction for each kind of item. Plain sentence-transformers is asked with it by name: "
             "encode(texts, prompt_name='text'), likewise 'image' and 'image+text'."
-        )
-    if not model.max_seq_length or model.max_seq_length >= ENDLESS:
-        case.notes.append(
-            "Its tokenizer names no maximum length. Plain SentenceTransformer(path) cuts nothing, so a long text may break it; "
-            "hardwon takes the number of positions of the language model, and keeps that in what it saves."
         )
     if (theirs := _settings(model)) != case.settings:
         _note_settings(case, model, theirs)
@@ -350,9 +344,7 @@ def _copies(case: _Case, copy: Path, device: str | None, advance: Callable[..., 
             return np.concatenate([_numbers(embedder.forward([probe.item])) for probe in case.probes])
 
     def theirs() -> np.ndarray:
-        from sentence_transformers import SentenceTransformer
-
-        return _encoded(case, checked(as_it_is(SentenceTransformer, copy, device)), 1)
+        return _encoded(case, checked(load_plainly(copy, device)[0]), 1)
 
     case.compare(COPY, again)
     _release(case)

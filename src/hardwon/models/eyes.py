@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hardwon.items import Picture
 from hardwon.models.loading import ENDLESS
+from hardwon.models.small import has_tower
 from hardwon.models.vision import Record, View, digest, weights_digest
 from hardwon.pictures import open_picture
 
@@ -30,11 +31,6 @@ GRID, SIZES, COUNTS = "image_grid_thw", "image_sizes", "batch_num_images"
 SHAPE = "shape"  # of one picture's pixels
 # Of a configuration, what says nothing about pictures. Types of weights are in their digest.
 ELSEWHERE = ("text_config", "_name_or_path", "transformers_version", "architectures", "dtype")
-
-
-def has_tower(model: Any) -> bool:
-    """Whether the tower's own features can be kept: the architecture of the built-in backbone."""
-    return type(model).__name__ == "FastVlmModel"
 
 
 def eye_of(module: Any, tokens: Callable[[Picture], int]) -> "TowerEye | ChatEye | None":
@@ -83,7 +79,8 @@ class TowerEye:
 
     @property
     def _settings(self) -> str:
-        return json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        # The class too: the same settings in PIL and in torchvision give slightly different pixels.
+        return json.dumps([type(self.processor).__name__, self.processor.to_dict()], sort_keys=True, default=str)
 
     def views(self, pictures: Sequence[Picture]) -> list[View]:
         """Each is seen alone."""
@@ -149,7 +146,6 @@ class ChatEye:
             for name, part in self.model.named_modules()
             if isinstance(getattr(part, "scaling", None), dict) and not name.startswith(LANGUAGE)
         }
-        # The class too: the same settings in PIL and in torchvision give slightly different pixels.
         return json.dumps([type(pictures).__name__, pictures.to_dict(), given, adapters], sort_keys=True, default=str)
 
     def views(self, pictures: Sequence[Picture]) -> list[View]:

@@ -1,11 +1,14 @@
 """Items in the words of people who use sentence-transformers alone, but always explicit: text is never a path or a URL."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hardwon.items import Item
+from hardwon.models.loading import ENDLESS, as_it_is
+from hardwon.models.small import settle_pixels
 from hardwon.pictures import open_picture
 
 
@@ -18,6 +21,24 @@ def plainly(item: Item) -> dict[str, Any]:
     if item.video:
         row["video"] = [open_picture(frame) for frame in item.video]
     return row | ({"text": item.text} if item.text else {})
+
+
+def load_plainly(path: str | Path, device: str | None) -> tuple[Any, list[str]]:
+    """A `SentenceTransformer` as people load it who do not use hardwon, and what to tell them; errors as `as_it_is`."""
+    from sentence_transformers import SentenceTransformer
+
+    model, notes = as_it_is(SentenceTransformer, path, device), []
+    if not model.max_seq_length or model.max_seq_length >= ENDLESS:
+        notes.append(
+            "Its tokenizer names no maximum length. Plain SentenceTransformer(path) cuts nothing, so a long text may break it; "
+            "hardwon takes the number of positions of the language model, and keeps that in what it saves."
+        )
+    if settle_pixels(model):
+        notes.append(
+            "hardwon has PIL resize its pictures. Where torchvision is installed, as it is here, SentenceTransformer(path) has "
+            "torchvision do it, which gives slightly other vectors. The rows are about SentenceTransformer with PIL."
+        )
+    return model, notes
 
 
 def encode_plainly(model: Any, items: Sequence[Item], size: int, fused: bool) -> np.ndarray:

@@ -122,6 +122,33 @@ def processor(tokenizer: Any, size: int = PICTURE_SIZE) -> Any:
     )
 
 
+def has_tower(model: Any) -> bool:
+    """Whether the tower's own features can be kept: the architecture of the built-in backbone."""
+    return type(model).__name__ == "FastVlmModel"
+
+
+def settle_pixels(model: Any) -> bool:
+    """The built-in backbone's pictures are resized by PIL, whether or not torchvision is installed.
+
+    Transformers prefers torchvision where it can be had, whose pixels differ a little: features by up to 0.026 of 6, so that
+    the same seed trained another model, and an index refused its own (measured). Loading settles it, since what is saved cannot
+    say it. Of other models the class is part of the fingerprint.
+
+    Returns:
+        Whether something had to be changed.
+    """
+    processor: Any = getattr(model[0], "processor", None)
+    if not has_tower(getattr(model[0], "model", None)):
+        return False
+    from transformers import CLIPImageProcessorPil
+
+    pictures = processor.image_processor
+    if isinstance(pictures, CLIPImageProcessorPil):
+        return False
+    processor.image_processor = CLIPImageProcessorPil.from_dict(pictures.to_dict())
+    return True
+
+
 def fuse(language: Any, tower: Any, tokenizer: Any, size: int = PICTURE_SIZE) -> Any:
     """A `FastVlmModel` around a BERT and a convolutional tower; the projector starts small and random.
 

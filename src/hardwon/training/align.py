@@ -14,7 +14,7 @@ from torch import Tensor
 from hardwon.errors import DataError, ModelError
 from hardwon.items import Example, Item, Picture
 from hardwon.models import Embedder
-from hardwon.models.eyes import has_tower
+from hardwon.models.small import has_tower
 from hardwon.progress import bar
 from hardwon.randomness import generator
 
