@@ -101,3 +101,10 @@ def test_spikes_stand_out():
     assert spikes(float("nan")) is None
     assert spikes(9.0) == pytest.approx(1.02, abs=0.03)
     assert Spikes()(9.0) is None  # nothing to compare with yet
+
+
+def test_a_source_whose_losses_are_always_high_is_no_spike():
+    """A batch is of one data set: every third here of a hard one."""
+    spikes, losses = Spikes(least=12), [(1.0 + n % 2 / 100, "easy") if n % 3 else (9.0, "hard") for n in range(60)]
+    assert [spikes(*step) for step in losses] == [None] * 60
+    assert spikes(9.0, "easy") == pytest.approx(1.0, abs=0.01)

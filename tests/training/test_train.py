@@ -112,7 +112,7 @@ class TestLog:
         rows = rows_of(tmp_path / "new" / "folder")
         assert [row["step"] for row in rows] == list(range(1, 8))
         speed = {"items", "masked", "items_per_second", "memory_mib", "seconds"}
-        assert set(rows[0]) == {"step", "loss", "gradient_norm", "rate", "learning_rate", *speed}
+        assert set(rows[0]) == {"step", "source", "loss", "gradient_norm", "rate", "learning_rate", *speed}
         assert rows[0]["rate"] == 1.0
 
     def test_validation(self, text_model, texts, tmp_path):

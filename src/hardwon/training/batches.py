@@ -23,12 +23,14 @@ class Batch:
         candidates: golds and chosen negatives of all examples, each distinct item once.
         targets: [q c], as the pairs that something is known of; `targets[:]` are the matrices.
         number: how many batches came before, over all epochs.
+        source: the data set that the examples are of.
     """
 
     queries: tuple[Item, ...]
     candidates: tuple[Item, ...]
     targets: KnownPairs
     number: int
+    source: str = ""
 
     @property
     def encoded(self) -> int:
@@ -155,7 +157,7 @@ def shared(examples: Sequence[Example], number: int) -> Batch:
         for candidate in example.candidates:
             found.setdefault((row, place[candidate.item.key]), _Known()).note(candidate)
     known = _known_pairs((len(examples), len(items)), found)
-    return Batch(tuple(e.query for e in examples), tuple(items), known, number)
+    return Batch(tuple(e.query for e in examples), tuple(items), known, number, examples[0].source)
 
 
 def told(batch: "Batch | ListBatch") -> bytes:
@@ -216,6 +218,7 @@ class ListBatch:
         targets: [q k]; places that are not filled are not comparable.
         keys: of the queries, for messages.
         number: how many batches came before.
+        source: the data set that the examples are of.
     """
 
     pairs: tuple[tuple[Item, Item], ...]
@@ -223,6 +226,7 @@ class ListBatch:
     targets: Targets
     keys: tuple[str, ...]
     number: int
+    source: str = ""
 
     @property
     def encoded(self) -> int:
@@ -264,4 +268,4 @@ def listed(examples: Sequence[Example], number: int) -> ListBatch:
             if not gold[row, column] and candidate.item.content in known:
                 comparable[row, column] = False
     keys = tuple(example.query.key for example in examples)
-    return ListBatch(tuple(pairs), filled, Targets(gold, judged, relevance, comparable), keys, number)
+    return ListBatch(tuple(pairs), filled, Targets(gold, judged, relevance, comparable), keys, number, examples[0].source)

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,9 +24,9 @@ STATUS = Path("/proc/self/status")
 def step_row(step: Step, settings: Settings, device: torch.device, temperature: float | None = None) -> Row:
     """The row of an update.
 
-    `learning_rate` is that of every part without one of its own in `settings.rates`, `rate` its share of the peak. `items`
-    are those of all processes together, `masked` the pairs that were not compared because they are known to belong together;
-    `memory_mib` is this process's, see `memory_mib`.
+    `learning_rate` is that of every part without one of its own in `settings.rates`, `rate` its share of the peak, `source` the
+    data set that the batch is of. `items` are those of all processes together, `masked` the pairs that were not compared because
+    they are known to belong together; `memory_mib` is this process's, see `memory_mib`.
     """
     row = {
         "step": step.number + 1,
@@ -40,6 +40,7 @@ def step_row(step: Step, settings: Settings, device: torch.device, temperature: 
         "memory_mib": round(memory_mib(device), 1),
         "seconds": round(step.seconds, 3),
     }
+    row |= {"source": step.source} if step.source else {}
     return row if temperature is None else row | {"temperature": round(temperature, 6)}
 
 
@@ -50,19 +51,23 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 class Spikes:
-    """Finds losses that stand out from those of the last steps: five standard deviations and half as much again as the mean."""
+    """Finds losses that stand out from the last ones of the same data set: by five standard deviations and half of the mean.
 
-    def __init__(self, window: int = 64, least: int = 20):
-        self._seen: deque[float] = deque(maxlen=window)
+    A batch holds examples of one data set, and what is a high loss of one is an ordinary one of another.
+    """
+
+    def __init__(self, window: int = 64, least: int = 12):
+        self._seen: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=window))
         self._least = least
 
-    def __call__(self, loss: float) -> float | None:
+    def __call__(self, loss: float, source: str = "") -> float | None:
         """The usual loss if this one stands out, else None."""
         if not math.isfinite(loss):
             return None
-        usual = statistics.fmean(self._seen) if len(self._seen) >= self._least else None
-        spike = usual is not None and loss > max(usual + 5 * statistics.pstdev(self._seen), 1.5 * usual)
-        self._seen.append(loss)
+        seen = self._seen[source]
+        usual = statistics.fmean(seen) if len(seen) >= self._least else None
+        spike = usual is not None and loss > max(usual + 5 * statistics.pstdev(seen), 1.5 * usual)
+        seen.append(loss)
         return usual if spike else None
 
 

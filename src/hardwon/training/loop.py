@@ -115,6 +115,7 @@ class Step:
         seconds: it took, from asking for the batch on; what the caller does between two updates does not count.
         masked: pairs of the batch that were not compared, since they are known to belong together.
         skipped: why there was no update after all; "" if there was one.
+        source: of the batch's examples.
     """
 
     number: int
@@ -125,6 +126,7 @@ class Step:
     seconds: float
     masked: int = 0
     skipped: str = ""
+    source: str = ""
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -172,7 +174,7 @@ def fit(
     Args:
         model: an `Embedder` or `Reranker`.
         steps: of the whole training, for the schedule.
-        batches: each with a `number` and what it comes to, `encoded` and `masked`.
+        batches: each with a `number`, a `source` and what it comes to, `encoded` and `masked`.
         gradient: adds a batch's gradient to the weights and returns its loss.
         optimizer: made by `optimizer_for`.
         settings: see there.
@@ -204,7 +206,7 @@ def fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         value = float(loss)  # waits for the device
-        yield Step(batch.number, value, norm, rate, batch.encoded, time.perf_counter() - clock, batch.masked, why)
+        yield Step(batch.number, value, norm, rate, batch.encoded, time.perf_counter() - clock, batch.masked, why, batch.source)
         clock = time.perf_counter()
 
 

@@ -289,7 +289,7 @@ def _notes(model: Any, objective: Objective, settings: Settings, log: Callable[[
             return "left out"
         row = step_row(step, settings, model.body.model.device, objective.temperature)
         log(row)
-        if usual := spikes(step.loss):
+        if usual := spikes(step.loss, step.source):
             log({"event": "loss spike", "step": step.number + 1, "loss": round(step.loss, 6), "usual": round(usual, 6)})
         return in_words(row)
 
