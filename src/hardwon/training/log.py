@@ -25,8 +25,8 @@ def step_row(step: Step, settings: Settings, device: torch.device, temperature: 
     """The row of an update.
 
     `learning_rate` is that of every part without one of its own in `settings.rates`, `rate` its share of the peak, `source` the
-    data set that the batch is of. `items` are those of all processes together, `masked` the pairs that were not compared because
-    they are known to belong together; `memory_mib` is this process's, see `memory_mib`.
+    data set that the batch is of. `items` are those of all processes together, `masked` the pairs that were not compared
+    because they are known to belong together; `memory_mib` is this process's, see `memory_mib`.
     """
     row = {
         "step": step.number + 1,
