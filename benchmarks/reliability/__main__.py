@@ -49,13 +49,17 @@ def cells(trial: Trial, kept: dict[str, object]) -> tuple[str, ...]:
 def page(results: dict[str, dict[str, object]]) -> str:
     """The page of the docs."""
     tried = [trial for trial in TRIALS if trial.name in results]
+    left = [trial.name for trial in TRIALS if trial.name not in results]
+    many, failed = (sum(int(str(results[trial.name][what])) for trial in tried) for what in ("tried", "failed"))
+    total = f"In all {many:,} tries in {len(tried)} of {len(TRIALS)} trials, of which {failed:,} failed."
+    missing = f"Not yet tried in full: {', '.join(left)}." if left else ""
     hardware = sorted({str(kept["hardware"]) for kept in results.values()})
     text = (
         "# Reliability",
         "",
         "Faults injected and bad inputs given, and what came of them. Every row is made by",
         "`python -m benchmarks.reliability --only NAME` (all of them without `--only`); this page is written by it.",
-        f"Machine: {'; '.join(hardware)}.",
+        f"Machine: {'; '.join(hardware)}. {total} {missing}".rstrip(),
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|" + "---|" * len(COLUMNS),
