@@ -154,7 +154,7 @@ def waiting(count: int, seed: int) -> Outcome:
     bodies = [body([Item(f"a red square {seed} {n}")]) for n in range(count)]
     with served("waiting=16") as (server, _):
         together(server.url, bodies[:200], 16)
-        calm = np.percentile(together(server.url, bodies[: min(count, 1000)], 16)[1], 99)
+        calm = float(np.percentile(together(server.url, bodies[: min(count, 1000)], 16)[1], 99))
         before, counts, accepted, bad = server.memory, Counter[int](), [], 0
         for start in range(0, count, 20 * BATCH):
             replies, seconds = together(server.url, bodies[start : start + 20 * BATCH], 64)
@@ -164,7 +164,7 @@ def waiting(count: int, seed: int) -> Outcome:
         grown, start = server.memory - before, time.perf_counter()
         again, _ = together(server.url, bodies[:20], 1)
         recovered = time.perf_counter() - start
-    pressed = np.percentile(accepted, 99)
+    pressed = float(np.percentile(accepted, 99))
     bad += sum(n for status, n in counts.items() if status not in (200, 429)) + (recovered > 5) + (pressed > 2 * calm)
     bad += sum(reply.status_code != 200 for reply in again)
     told = f"answers {dict(counts)}; p99 of what was accepted {1000 * pressed:.0f} ms, {1000 * calm:.0f} ms with 16 clients; "
