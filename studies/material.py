@@ -66,7 +66,7 @@ def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callabl
         cache: of downloaded assets.
         say: told what is happening.
     """
-    wanted = [size.collages, size.queries, size.concepts]
+    wanted = said(size)
     made = json.loads((folder / MADE).read_text(encoding="utf-8")) if (folder / MADE).is_file() else {}
     if made.get("size") == wanted and "fingerprint" in made:
         return made["fingerprint"]
@@ -80,11 +80,16 @@ def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callabl
     return seal(folder, size)
 
 
+def said(size: Size) -> list[int | str | None]:
+    """What makes two sizes different here."""
+    return [size.collages, size.queries, size.concepts, *(["languages"] if size.languages else [])]
+
+
 def seal(folder: Path, size: Size) -> str:
     """Say that all is there; gives its fingerprint."""
     texts = [checksum(file) for file in sorted((folder / "data").rglob("*.jsonl"))]
     known = fingerprint([Features.load(folder).fingerprint, *texts])
-    write_json(folder / MADE, {"size": [size.collages, size.queries, size.concepts], "fingerprint": known})
+    write_json(folder / MADE, {"size": said(size), "fingerprint": known})
     return known
 
 

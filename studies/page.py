@@ -28,6 +28,11 @@ def write(results: Path, docs: Path) -> None:
             sensitivity(found),
             said("sensitivity"),
         ]
+    if (results / "large.json").is_file():
+        found = load(results, "large")
+        charts.differences(found, docs / "studies-large.svg")
+        picture = "![Every row's difference to InfoNCE, larger suite](studies-large.svg)\n"
+        parts += ["## The larger suite\n", said("large"), picture, table(found), kinds(found)]
     parts += [said("tried"), said("again")]
     (docs / "studies.md").write_text("\n".join(parts), encoding="utf-8")
 

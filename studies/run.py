@@ -60,7 +60,7 @@ def study(
 def material_of(suite: Suite) -> str:
     """Name of the folder of data and features: suites of one size share it."""
     size = suite.scale.size
-    return f"material-{size.collages}-{size.queries}-{size.concepts or 'all'}"
+    return f"material-{size.collages}-{size.queries}-{size.concepts or 'all'}" + ("-languages" if size.languages else "")
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:

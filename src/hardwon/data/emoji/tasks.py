@@ -1,7 +1,7 @@
 """The small MMEB: tasks of all four meta-tasks on concepts that no training pair has seen.
 
-In distribution: styles that were trained on, held-out concepts. Out of distribution: a style never trained on, and
-concepts of whole sub-categories that were held out.
+In distribution: styles that were trained on, held-out concepts. Out of distribution: a style never trained on, concepts of
+whole sub-categories that were held out, and, where names in other languages were asked for, languages never trained on.
 """
 
 import random
@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hardwon.data.emoji import pairs as made_of
-from hardwon.data.emoji.catalogue import TONES, TRAINED_STYLES, UNSEEN_STYLE, Concept
+from hardwon.data.emoji.catalogue import (
+    TONES,
+    TRAINED_LANGUAGES,
+    TRAINED_STYLES,
+    UNSEEN_LANGUAGES,
+    UNSEEN_STYLE,
+    Concept,
+)
 from hardwon.data.emoji.collage import Collage
 from hardwon.data.emoji.pairs import World
 from hardwon.items import Example, Item
@@ -80,6 +87,7 @@ def small_mmeb(world: World, collages: Callable[[str, str], Sequence[Collage]], 
         tasks += _style_tasks(world, split, style, limit)
         tasks += _collage_tasks(world, collages(split, style), split, style, limit)
     tasks += _across(world, split, limit)
+    tasks += [task for style in TRAINED_STYLES for task in _language_tasks(world, split, style, limit)]
     if split == "test":
         tasks += [t for style in TRAINED_STYLES for t in _far_tasks(world, style, limit)]
     return _merge(tasks, limit)
@@ -141,6 +149,23 @@ def _across(world: World, split: str, limit: int) -> list[TaskRows]:
         rows = [r for c in concepts for r in made_of.plain_pairs(world, c, one, other, rng) if r.source == "image_to_image"]
         name = "image_to_image" + (f"_{other}" if where == "ood" else "")
         made.append(TaskRows(name, "retrieval", where, ((_sample(rng, rows, limit), _pictures(world, concepts, other)),)))
+    return made
+
+
+def _language_tasks(world: World, split: str, style: str, limit: int) -> list[TaskRows]:
+    """Names in other languages to pictures and to English names; those never trained on are asked about in the test alone."""
+    concepts, made = [c for c in world.of(split) if c.names], []
+    kinds = [(TRAINED_LANGUAGES, "ind", ""), (UNSEEN_LANGUAGES, "ood", "_unseen")]
+    for languages, where, kind in (kinds if split == "test" else kinds[:1]) if concepts else []:
+        rng = random.Random(f"languages:{split}:{style}:{where}")
+        rows = [row for c in concepts for row in made_of.language_pairs(world, c, style, languages, rng)]
+        asked = {s: _sample(rng, (row for row in rows if row.source == s), limit) for s in ("languages", "translation")}
+        names = tuple(Item(text=c.name) for c in concepts)
+        made.append(
+            TaskRows("languages" + kind, "retrieval", where, ((asked["languages"], _pictures(world, concepts, style)),))
+        )
+        if style == TRAINED_STYLES[0]:  # texts are the same in all styles
+            made.append(TaskRows("translation" + kind, "retrieval", where, ((asked["translation"], names),)))
     return made
 
 
