@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hardwon.errors import RecipeError, unknown
 
+BUSY_S = 0.1  # before a client hears that there is no room
 DEPTH = 16  # of lists and objects in each other
 WIDTH = 32  # fields of an object
 STRUCTURES = 100_000  # lists and objects of a body
@@ -191,6 +192,8 @@ class Guard:
         try:
             await self._answer(scope, receive, answer)
         except Refused as error:
+            if error.status == 429:  # clients that ask again at once would take the time in which others are answered
+                await asyncio.sleep(BUSY_S)
             await answer.refuse(error)
         finally:
             self.noted(scope["path"], answer.status or 499, time.monotonic() - start)
