@@ -1,11 +1,12 @@
 import json
+import random
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hardwon import store
-from hardwon.store import Store
+from hardwon.store import Rows, Store
 
 ALIKE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, 3)}
 RAGGED = {"a": torch.arange(6.0).view(2, 3), "a/grid": torch.tensor([1, 4, 2]), "b": torch.ones(5, 3, dtype=torch.bfloat16)}
@@ -94,3 +95,22 @@ def test_what_earlier_versions_wrote_is_read(tmp_path):
 def test_nothing_to_add(tmp_path):
     Store(tmp_path).add([], [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_many_files_are_found():
+    """Parts of any size, keys that come again: as a dict has it."""
+    rng, made, truth = random.Random(0), Rows(), {}
+    for size in (1, 5, 0, 3, 1, 17):
+        keys = [f"key {rng.randrange(12)}-{n}" for n in range(size)]
+        rows = torch.rand(size, 2)
+        made.keep(keys, rows)
+        truth |= dict(zip(keys, rows, strict=True))
+    assert list(made) == list(truth)
+    assert len(made) == len(truth)
+    assert all(torch.equal(made[key], row) for key, row in truth.items())
+    assert "another" not in made
+    with pytest.raises(KeyError):
+        made["another"]
+    with pytest.raises(ValueError, match="2 keys of 3 rows"):
+        made.keep(["a", "b"], torch.zeros(3, 1))
+    assert len(made) == len(truth)

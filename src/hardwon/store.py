@@ -8,7 +8,8 @@ A store that is told what it holds has a manifest, too, and compares its files w
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,44 @@ from hardwon.progress import console
 
 MAKER = "made by"  # in the head of a file
 ROWS = "rows"  # name of the one tensor of a file whose rows have the same shape
+
+
+class Rows(Mapping[str, Tensor]):
+    """Rows by key. Those that come together stay together: a row is cut out when it is asked for.
+
+    A tensor of its own for each of a million rows takes longer to make than all else that is done with it.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._parts: list[Tensor | Sequence[Tensor]] = []
+        self._starts: list[int] = []
+        self._end = 0
+
+    def keep(self, keys: Sequence[str], rows: Tensor | Sequence[Tensor]) -> None:
+        """Rows under their keys; they may differ in shape. Raises ValueError if there are not as many as keys."""
+        if len(keys) != len(rows):
+            raise ValueError(f"{len(keys)} keys of {len(rows)} rows")
+        if not len(keys):
+            return
+        self._places.update(zip(keys, range(self._end, self._end + len(keys)), strict=True))
+        self._parts.append(rows)
+        self._starts.append(self._end)
+        self._end += len(keys)
+
+    def __getitem__(self, key: str) -> Tensor:
+        place = self._places[key]
+        part = bisect_right(self._starts, place) - 1
+        return self._parts[part][place - self._starts[part]]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Store:
@@ -42,7 +81,7 @@ class Store:
         self.folder = folder
         self.made_by = made_by
         self.makers: set[str] = set()
-        self.rows: dict[str, Tensor] = {}
+        self.rows = Rows()
         self._growing: Growing | None = None
         self._changed = False
         if folder is not None:
@@ -62,18 +101,20 @@ class Store:
             self._growing.write({"rows": len(self.rows)})
             self._changed = False
 
-    def _map(self, listed: Path) -> None:
-        # What cannot be read is computed again.
-        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
+    def _map(self, listed: Path) -> bool:
+        """Says whether the rows are there now."""
+        with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):  # what cannot be read is computed again
             if not self._whole(listed.name) or not self._whole(f"{listed.stem}.safetensors"):
-                return
+                return False
             keys = json.loads(listed.read_text(encoding="utf-8"))
-            made = load_file(listed.with_suffix(".safetensors"))
-            rows = made[ROWS] if ROWS in made else [made[key] for key in keys]
-            self.rows |= dict(zip(keys, rows, strict=True))
             with safe_open(listed.with_suffix(".safetensors"), framework="pt") as opened:
-                self.makers |= {(opened.metadata() or {}).get(MAKER, "")} - {""}
+                made_by = (opened.metadata() or {}).get(MAKER, "")
+            made = load_file(listed.with_suffix(".safetensors"))
+            self.rows.keep(keys, made[ROWS] if ROWS in made else [made[key] for key in keys])
+            self.makers |= {made_by} - {""}
             self._changed = True
+            return True
+        return False
 
     def _whole(self, name: str) -> bool:
         if self._growing is None or self._growing.whole(name):
@@ -84,8 +125,8 @@ class Store:
 
     def add(self, keys: Sequence[str], rows: Tensor | Sequence[Tensor]) -> None:
         """Keep rows under their keys; they may differ in shape. What is on disk does not stay in memory."""
-        self.rows.update(zip(keys, rows, strict=True))
         if self.folder is None or not keys:
+            self.rows.keep(keys, rows)
             return
         name = hashlib.blake2b("".join(keys).encode(), digest_size=8).hexdigest()
         alike = len({(row.shape, row.dtype) for row in rows}) == 1
@@ -96,4 +137,5 @@ class Store:
         if self._growing is not None:
             self._growing.wrote(f"{name}.safetensors")
             self._growing.wrote(f"{name}.json")
-        self._map(self.folder / f"{name}.json")
+        if not self._map(self.folder / f"{name}.json"):  # the disk has failed us already
+            self.rows.keep(keys, rows)

@@ -1,5 +1,6 @@
 """What is refused, before anything is computed. Raw connections, since clients would not send most of it."""
 
+import asyncio
 import json
 import socket
 import time
@@ -13,7 +14,7 @@ from serving import NAME
 
 from hardwon.errors import MissingExtra, RecipeError
 from hardwon.serve.app import check_host
-from hardwon.serve.limits import DEPTH, STRUCTURES, WIDTH, Limits, Refused, is_loopback, parsed
+from hardwon.serve.limits import BUSY_S, DEPTH, STRUCTURES, WIDTH, Guard, Limits, Refused, is_loopback, parsed
 from hardwon.stages import serving as loading
 
 KEY = "hw-planted-key-5b1c"
@@ -272,3 +273,27 @@ def test_a_port_that_is_taken(server, folder):
     port = int(server.url.rsplit(":", 1)[1])
     with pytest.raises(RecipeError, match="choose another with --port"):
         loading.serve(str(folder / "vlm"), host="127.0.0.1", port=port, key_name="", **told)
+
+
+@pytest.mark.parametrize(("waiting", "status"), [(1, 429), (2, 400)])
+def test_who_is_sent_away_hears_it_after_a_moment(waiting, status):
+    """Else clients that ask again at once take the time in which others are answered."""
+    said = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"no JSON", "more_body": False}
+
+    async def send(message):
+        said.append(message)
+
+    def nothing(*_):
+        return 0.0
+
+    guard = Guard(nothing, nothing, frozenset(("/v1/embeddings",)), Limits(waiting=waiting), "", nothing, nothing)
+    guard.pending = 1  # another request waits for its answer
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"7")]
+    start = time.monotonic()
+    asyncio.run(guard({"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers}, receive, send))
+    assert said[0]["status"] == status
+    assert (time.monotonic() - start >= BUSY_S) == (status == 429)
+    assert guard.pending == 1

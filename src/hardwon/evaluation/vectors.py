@@ -87,7 +87,7 @@ class Vectors:
     def _share(self, keys: list[str], made: np.ndarray) -> None:
         together = self.world.in_step("sharing vectors")  # nobody is far behind: all have just met
         everything = together.sum(torch.from_numpy(made).to(together.device)).cpu()
-        self.cached.store.rows |= dict(zip(keys, everything, strict=True))
+        self.cached.store.rows.keep(keys, everything)
 
 
 def made_elsewhere(cached: CachedEncoder) -> str:

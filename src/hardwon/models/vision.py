@@ -125,7 +125,7 @@ class VisionCache:
         self._state, self.fingerprint = state, fingerprint
 
     @property
-    def rows(self) -> dict[str, Tensor]:
+    def rows(self) -> Mapping[str, Tensor]:
         """What is known; features by the key of their view."""
         return self.store.rows
 
