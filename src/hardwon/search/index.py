@@ -137,16 +137,14 @@ class Index:
         path = Path(path).resolve()
         if (path / artifacts.MANIFEST).exists():
             artifacts.load(path, KIND, verify=False)
-        items = [replace(i, images=tuple(map(_settled, i.images)), video=tuple(map(_settled, i.video))) for i in self.items]
-        folders = {p.parent for item in items for p in item.pictures if isinstance(p, Path)}
+        folders = {p.parent for item in self.items for p in map(_settled, item.pictures) if isinstance(p, Path)}
         root = Path(os.path.commonpath(folders)) if folders else path
-        lines = [
-            json.dumps({"content": content, "item": item.to_json(root)}) + "\n"
-            for item, content in zip(items, self.contents, strict=True)
-        ]
         inputs = {"encoder": self.fingerprint, "root": os.path.relpath(root, path)}
         with artifacts.writing(path, KIND, inputs) as draft:
-            (draft.path / ITEMS).write_text("".join(lines), encoding="utf-8")
+            with open(draft.path / ITEMS, "w", encoding="utf-8") as file:
+                for item, content in zip(self.items, self.contents, strict=True):
+                    there = replace(item, images=tuple(map(_settled, item.images)), video=tuple(map(_settled, item.video)))
+                    file.write(json.dumps({"content": content, "item": there.to_json(root)}) + "\n")
             # The manifest has no checksum of its own; with this one a damaged root or fingerprint is noticed.
             save_file({"vectors": self.vectors}, draft.path / VECTORS, metadata={"inputs": artifacts.fingerprint(inputs)})
             draft.stats |= {"items": len(self), "dim": self.vectors.shape[1]}
@@ -169,10 +167,12 @@ class Index:
         if metadata["inputs"] != artifacts.fingerprint(manifest.inputs):
             raise ArtifactError(f"{path / artifacts.MANIFEST} has changed since it was written: delete {path} and build again")
         root = (path.resolve() / manifest.inputs["root"]).resolve()
+        items, contents = [], []
         with open(path / ITEMS, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        items = tuple(item_from_json(row["item"], root) for row in rows)
-        return cls(items, tuple(row["content"] for row in rows), vectors, manifest.inputs["encoder"], encoder)
+            for row in map(json.loads, file):
+                items.append(item_from_json(row["item"], root))
+                contents.append(row["content"])
+        return cls(tuple(items), tuple(contents), vectors, manifest.inputs["encoder"], encoder)
 
     @functools.cached_property
     def _showing(self) -> dict[str, list[int]]:
