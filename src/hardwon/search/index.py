@@ -139,6 +139,9 @@ class Index:
             artifacts.load(path, KIND, verify=False)
         folders = {p.parent for item in self.items for p in map(_settled, item.pictures) if isinstance(p, Path)}
         root = Path(os.path.commonpath(folders)) if folders else path
+        for item in self.items:
+            if any(isinstance(picture, bytes) for picture in item.pictures):
+                item.to_json(root)  # raises, before anything is written
         inputs = {"encoder": self.fingerprint, "root": os.path.relpath(root, path)}
         with artifacts.writing(path, KIND, inputs) as draft:
             with open(draft.path / ITEMS, "w", encoding="utf-8") as file:
