@@ -35,7 +35,8 @@ def differences(results: Results, file: Path) -> None:
     order = [row["row"] for row in rows]
     data = alt.Data(values=rows)
     seeds = alt.Data(values=[{"row": row["row"], "family": row["family"], "seed": v} for row in rows for v in row["seeds"]])
-    y = alt.Y("row:N", sort=order, title=None)
+    room = round(5.3 * max(map(len, order)))  # altair's own guess without a screen cuts the longest off
+    y = alt.Y("row:N", sort=order, title=None, axis=alt.Axis(minExtent=room, labelLimit=room))
     colour = alt.Color("family:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None)
     count = len(next(iter(results.cells.values()))["hits"])
     title = f"points of P@1 over InfoNCE, mean of {count} data sets (95 % over seeds and queries; ticks: seeds)"
