@@ -234,6 +234,7 @@ class TestTrain:
         )
         for row, other in zip(rows, expected, strict=True):
             assert row.keys() == other.keys()
+            assert row.pop("source", "") == other.pop("source", "")
             for timing in ("seconds", "items_per_second", "memory_mib"):
                 row.pop(timing, None), other.pop(timing, None)
             assert row.pop("gradient", {}) == pytest.approx(other.pop("gradient", {}), rel=1e-4, abs=2e-6)

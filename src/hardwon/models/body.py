@@ -17,7 +17,7 @@ from hardwon.models.loading import control_tokens, has_template, open_model, pro
 from hardwon.models.options import Options
 from hardwon.models.precision import Precision, computed_in
 from hardwon.models.render import Show, as_shown, payload, refuse_parts, words
-from hardwon.models.small import has_tower
+from hardwon.models.small import has_tower, settle_pixels
 from hardwon.models.vision import VisionCache, weights_digest
 from hardwon.pictures import open_picture
 
@@ -37,6 +37,7 @@ class Body:
 
     def __init__(self, model: Any, vision_cache: Path | None = None, precision: Precision = "fp32"):
         self.model = model
+        settle_pixels(model)
         self.precision = computed_in(precision, model.device.type)
         self._choose_attention()
         self.special = control_tokens(self.tokenizer, self.processor)

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from hardwon.errors import MissingExtra, ModelError
 from hardwon.models.lora import add_lora, check_base
 from hardwon.models.options import Options, Pooling
-from hardwon.models.small import settle_pixels
 from hardwon.models.template import PROBE, REFUSES, arrives
 from hardwon.models.trusted import refuse_untrusted
 
@@ -35,7 +34,6 @@ def open_model(kind: Any, path: str | Path, device: str | None, options: Options
     _refuse_missing_weights(model, path, (*UNREAD, *fresh))
     _refuse_missing_template(model, path)
     settle_messages(model)
-    settle_pixels(model)
     if embeds:
         settle_vectors(model, path, options.pooling)
     _settle_length(model, path)

@@ -130,9 +130,9 @@ def has_tower(model: Any) -> bool:
 def settle_pixels(model: Any) -> bool:
     """The built-in backbone's pictures are resized by PIL, whether or not torchvision is installed.
 
-    Transformers prefers torchvision where it can be had, whose pixels differ a little: features by up to 0.026 of 6, so that
-    the same seed trained another model, and an index refused its own (measured). Loading settles it, since what is saved cannot
-    say it. Of other models the class is part of the fingerprint.
+    Transformers prefers torchvision where it can be had, whose pixels differ a little: features by up to 0.026 of 6, and the
+    same seed trained another model (measured). Whoever wraps the model settles it, since what is saved cannot say it. Of other
+    models the class is part of the fingerprint.
 
     Returns:
         Whether something had to be changed.
