@@ -40,6 +40,9 @@ class TestRows:
         assert other.rows == {}
         other.look()
         assert same(other.rows, rows)
+        held = other.rows["a"].data_ptr()
+        other.look()  # nothing is new: nothing is read again
+        assert other.rows["a"].data_ptr() == held
 
     @pytest.mark.parametrize("left", [0, 5, -1])
     def test_a_truncated_file_is_as_good_as_none(self, rows, left, tmp_path):

@@ -44,7 +44,7 @@ class Rows(Mapping[str, Tensor]):
         if not len(keys):
             return
         self._places.update(zip(keys, range(self._end, self._end + len(keys)), strict=True))
-        self._parts.append(rows)
+        self._parts.append(rows if isinstance(rows, Tensor) else tuple(rows))
         self._starts.append(self._end)
         self._end += len(keys)
 
@@ -82,6 +82,7 @@ class Store:
         self.made_by = made_by
         self.makers: set[str] = set()
         self.rows = Rows()
+        self._mapped: set[str] = set()  # lists of keys that have been read
         self._growing: Growing | None = None
         self._changed = False
         if folder is not None:
@@ -92,7 +93,7 @@ class Store:
     def look(self) -> None:
         """Find what is on disk, also what another process has written since."""
         for listed in sorted(self.folder.glob("*.json")) if self.folder is not None else ():
-            if listed.name != MANIFEST:
+            if listed.name != MANIFEST and listed.name not in self._mapped:
                 self._map(listed)
 
     def describe(self) -> None:
@@ -112,6 +113,7 @@ class Store:
             made = load_file(listed.with_suffix(".safetensors"))
             self.rows.keep(keys, made[ROWS] if ROWS in made else [made[key] for key in keys])
             self.makers |= {made_by} - {""}
+            self._mapped.add(listed.name)
             self._changed = True
             return True
         return False
