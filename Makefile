@@ -40,12 +40,12 @@ clean:
 # Stamps: packages are installed again only if what they are declared by has changed.
 $(VENV)/.demo: pyproject.toml constraints.txt $(BIN)/python
 	@echo "== installing what the demo needs into $(VENV) (about a minute, longer where the network is slow)"
-	@$(PIP) -e '.[demo]'
+	@$(PIP) -e '.[demo,serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(BIN)/python
 	@echo "== installing what the demo and the tests need into $(VENV) (about a minute, longer where the network is slow)"
-	@$(PIP) -e '.[demo,dev]'
+	@$(PIP) -e '.[demo,serve,dev]'
 	@touch $(VENV)/.demo $@
 
 $(BIN)/python:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from hardwon import artifacts, cli
 from hardwon.commands import search
 from hardwon.items import Item
+from hardwon.progress import program
 
 VERBS = ("demo", "run", "train", "mine", "evaluate", "compare", "index", "search", "serve")
 VERBS += ("inspect", "export", "assets", "doctor", "work")
@@ -126,7 +127,7 @@ def test_sigterm_is_no_failure_and_the_command_to_go_on_is_printed(call, recipe,
     before = signal.getsignal(signal.SIGTERM)
     code, _, err = call(*arguments)
     assert code == 0
-    assert err.endswith(f"stopped by SIGTERM. To go on:\n  hardwon {' '.join(map(str, arguments))} --resume\n")
+    assert err.endswith(f"stopped by SIGTERM. To go on:\n  {program()} {' '.join(map(str, arguments))} --resume\n")
     assert signal.getsignal(signal.SIGTERM) is before
     assert call(*arguments, "--resume")[0] == 0  # which was begun before, and ends once more
 

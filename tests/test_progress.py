@@ -1,4 +1,5 @@
 import io
+import sys
 
 import pytest
 from rich.console import Console
@@ -102,3 +103,19 @@ def test_a_terminal_survives_no_work_and_work_that_fails(monkeypatch):
 
 def test_the_console_is_standard_error():
     assert progress.console().stderr
+
+
+def test_commands_are_what_a_shell_finds(tmp_path, monkeypatch):
+    """`make demo` puts the program into .venv, which is on nobody's PATH."""
+    place = tmp_path / ".venv" / "bin"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(place / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert progress.program() == "hardwon"  # it is not there: run by `python -m`, from the source
+    (place / "hardwon").write_text("#!/bin/sh\n")
+    (place / "hardwon").chmod(0o755)
+    assert progress.program() == str(place / "hardwon")
+    monkeypatch.chdir(tmp_path)
+    assert progress.program() == ".venv/bin/hardwon"
+    monkeypatch.setenv("PATH", str(place))
+    assert progress.program() == "hardwon"

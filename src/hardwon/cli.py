@@ -32,7 +32,7 @@ from hardwon.commands.search import search
 from hardwon.commands.serve import serve
 from hardwon.commands.work import WORK, work
 from hardwon.errors import HardwonError, ModelError, ProcessLost, Stopped
-from hardwon.progress import speaks
+from hardwon.progress import program, speaks
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -83,7 +83,7 @@ def run(recipe: Recipe, out: Out, settings: Set, hosts: Hosts, workers: Count = 
     for report in reports:
         typer.echo(f"\nOpen the report:  python3 -m webbrowser file://{report.resolve()}")
     for stage in (s for s in stages if s.kind == "index"):
-        typer.echo(f'Search the index: hardwon search {workspace.root / stage.out} "your words" [--image picture.png]')
+        typer.echo(f'Search the index: {program()} search {workspace.root / stage.out} "your words" [--image picture.png]')
         typer.echo(f"Search page:      {page_command(workspace.root, stage, stages)}")
 
 
@@ -280,7 +280,7 @@ def _resuming(arguments: list[str]) -> str:
     """The command that goes on with what this one began."""
     more = ["--resume"] if arguments[:1] == ["train"] and "--resume" not in arguments else []
     launcher = " (by the same launcher)" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    return shlex.join(["hardwon", *arguments, *more]) + launcher
+    return f"{program()} {shlex.join([*arguments, *more])}{launcher}"
 
 
 def main() -> None:

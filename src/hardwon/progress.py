@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +27,14 @@ def console() -> Console:
 def speaks() -> bool:
     """Whether this process is the only one, or the first of those that a launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+
+
+def program() -> str:
+    """What to type for this program: its name, or its place if a shell would not find it (after `make demo` it is in .venv)."""
+    own, found = Path(sys.executable).with_name("hardwon"), shutil.which("hardwon")
+    if not own.exists() or (found is not None and Path(found).samefile(own)):
+        return "hardwon"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 class _Rate(TextColumn):

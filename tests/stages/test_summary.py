@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from hardwon import cli
-from hardwon.stages import serving
+from hardwon.stages import serving, summary
 from hardwon.stages.recipes import load
 from hardwon.stages.summary import page_command
 
@@ -16,6 +16,7 @@ DEMO = Path(__file__).parents[2] / "recipes" / "demo.py"
 def test_the_demo_names_the_command_of_its_page(tmp_path, monkeypatch):
     stages = load(f"{DEMO}:quick")
     index = next(stage for stage in stages if stage.kind == "index")
+    monkeypatch.setattr(summary, "program", lambda: "hardwon")
     told = shlex.split(page_command(Path("runs/demo"), index, stages))
     assert told[:7] == [
         "hardwon", "serve", "runs/demo/index", "--rerank", "runs/demo/reranker/model", "--negatives", "runs/demo/negatives",
@@ -33,6 +34,7 @@ def test_the_demo_names_the_command_of_its_page(tmp_path, monkeypatch):
     assert opened == ["http://127.0.0.1:1/"]
 
 
-def test_without_reranker_and_negatives():
+def test_without_reranker_and_negatives(monkeypatch):
+    monkeypatch.setattr(summary, "program", lambda: "hardwon")
     index = next(stage for stage in load(f"{DEMO}:quick") if stage.kind == "index")
     assert page_command(Path("a b"), index, [index]) == "hardwon serve 'a b/index' --open"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hardwon.commands.recipes import Count, Engine, Place, hide_loading, run_verb, workers_of
+from hardwon.progress import program
 
 if TYPE_CHECKING:  # the command line starts without what it may not need
     from hardwon.evaluation import Report
@@ -79,7 +80,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (each of them is one thing that people 
         milliseconds=milliseconds, workers=workers_of(workers, engine),
     )  # fmt: skip
     _show(asked.run(out, cache), benchmark)
-    typer.echo(f"\nCompare it with another: hardwon compare {out or asked.home} OTHER.json --html page.html")
+    typer.echo(f"\nCompare it with another: {program()} compare {out or asked.home} OTHER.json --html page.html")
 
 
 def _show(report: "Report", benchmark: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from hardwon.commands.recipes import Count, Engine, Place, hide_loading, run_verb
+from hardwon.progress import program
 
 INDEX = (
     "Index a folder or file so that it can be searched, or build the indexes of a recipe.\n\n"
@@ -69,4 +70,4 @@ def index(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set
     counts = index_path(Embedder.load(model, device=device), model, path, out, wanted)
     for line in told(counts, out):
         typer.echo(line)
-    typer.echo(f'\nSearch it: hardwon search {out} "your words" [--image picture.png]')
+    typer.echo(f'\nSearch it: {program()} search {out} "your words" [--image picture.png]')

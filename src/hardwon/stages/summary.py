@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hardwon.artifacts import Manifest
 from hardwon.evaluation import Report, comparison_table
+from hardwon.progress import program
 from hardwon.stages.base import Stage, Workspace
 from hardwon.stages.learn import Train
 from hardwon.stages.report import WriteReport
@@ -52,7 +53,7 @@ def page_command(root: Path, index: Stage, stages: Sequence[Stage]) -> str:
         stages: all of them: the last reranker is used, the last mined negatives are shown, and the instructions of the report's
             queries are offered.
     """
-    parts = ["hardwon", "serve", str(root / index.out)]
+    parts = ["serve", str(root / index.out)]
     rerankers = [stage for stage in stages if isinstance(stage, Train) and stage.task == "reranker"]
     negatives = [stage for stage in stages if stage.kind == "negatives"]
     if rerankers:
@@ -62,4 +63,4 @@ def page_command(root: Path, index: Stage, stages: Sequence[Stage]) -> str:
     queries = [query for stage in stages if isinstance(stage, WriteReport) for query in stage.queries]
     for instruction in dict.fromkeys(query.instruction for query in queries if query.instruction):
         parts += ["--instruction", instruction]
-    return shlex.join([*parts, "--open"])
+    return f"{program()} {shlex.join([*parts, '--open'])}"
