@@ -1,5 +1,6 @@
 """The thread that owns the models, with work that the tests hold back and let go."""
 
+import random
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -7,10 +8,11 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from hardwon.errors import BadItem, BadItems
 from hardwon.items import Item
-from hardwon.serve.batching import Unusable, Work, Worker
+from hardwon.serve.batching import Unusable, Work, Worker, lanes_on
 
 
 class Watched:
@@ -196,3 +198,140 @@ def test_the_work_of_models(vlm, worker):
         assert np.abs(job.result(20).values - vlm.encode(items)).max() < 1e-5
     with pytest.raises(Unusable, match="web page"):
         worker.submit(work, [Item(images=(b"<html>",))]).result(20)
+
+
+@pytest.fixture
+def cores():
+    """Two of them, whatever the machine; the lanes set the number of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def lanes(cores, monkeypatch):
+    """Two lanes that share anything above four tokens."""
+    monkeypatch.setattr("hardwon.serve.batching.SHARED", 4)
+    made = Worker(100, lambda *batch: None, lanes=2)
+    yield made
+    made.close()
+
+
+class TestLanes:
+    def test_two_batches_at_a_time_each_with_half_of_the_cores(self, lanes):
+        met, threads, before = threading.Barrier(3), [], Watched(held=True)
+
+        def run(rows):
+            threads.append(torch.get_num_threads())
+            met.wait(20)  # both lanes, and the test
+            return np.array(rows, dtype=np.float32)
+
+        work = Work("count", lambda row: "", abs, run)
+        held(lanes, before)
+        jobs = [lanes.submit(work, [n]) for n in (8, 9)]
+        before.go.set()
+        met.wait(20)
+        assert [job.result(20).values.tolist() for job in jobs] == [[8], [9]]
+        assert threads == [1, 1]
+
+    def test_each_lane_has_models_of_its_own(self, lanes):
+        met, seen = threading.Barrier(2), []
+
+        def running(name):
+            def run(rows):
+                seen.append((name, threading.current_thread().name))
+                met.wait(20)
+                return np.array(rows, dtype=np.float32)
+
+            return run
+
+        twins = Work("count", lambda row: "", abs, running("second"))
+        work = Work("count", lambda row: "", abs, running("first"), (twins,))
+        met_first = Watched(held=True)
+        held(lanes, met_first)
+        jobs = [lanes.submit(work, [n]) for n in (8, 9)]
+        met_first.go.set()
+        for job in jobs:
+            job.result(20)
+        assert sorted(seen) == [("first", "hardwon-worker-0"), ("second", "hardwon-worker-1")]
+
+    def test_what_is_alone_has_all_the_cores_and_is_not_disturbed(self, lanes, cores):
+        some, threads = Watched(held=True), []
+        other = Work("count", lambda row: "", abs, lambda rows: threads.append(torch.get_num_threads()) or np.zeros(len(rows)))
+        alone = Work("alone", lambda row: "", abs, lambda rows: threads.append(torch.get_num_threads()) or some.run(rows))
+        first = lanes.submit(alone, [1])
+        assert some.begun.wait(20)
+        late = lanes.submit(other, [2])
+        time.sleep(0.05)
+        assert threads == [cores] and not late.done()  # the other lane waits
+        some.go.set()
+        assert first.result(20) and late.result(20)
+        assert threads == [cores, cores]
+
+    def test_little_is_not_shared(self, lanes):
+        some = Watched(held=True)
+        held(lanes, some)
+        jobs = [lanes.submit(some.work, [1]) for _ in range(4)]
+        some.go.set()
+        for job in jobs:
+            job.result(20)
+        assert some.batches == [[1], [1, 1, 1, 1]]
+
+    def test_every_request_gets_its_own_answer(self, lanes):
+        """Many clients, requests of all sizes (some larger than a batch), some that fail and some that are given up."""
+        wrong, answered = [], []
+
+        def run(rows):
+            if any(row == 77 for row in rows):
+                raise ZeroDivisionError
+            time.sleep(0.0005)
+            return -np.array(rows, dtype=np.float32)
+
+        work = Work("negate", lambda row: "no" if row == 13 else "", abs, run)
+
+        def client(seed):
+            rng = random.Random(seed)
+            for _ in range(60):
+                rows = [rng.choice((1, 2, 3, 5, 8, 40, 60)) for _ in range(rng.choice((1, 1, 1, 4, 9)))]
+                bad = rng.choice((0, 0, 0, 0, 13, 77))
+                if bad:
+                    rows[rng.randrange(len(rows))] = bad
+                job = lanes.submit(work, rows)
+                if rng.random() < 0.1:
+                    job.cancel()
+                    continue
+                try:
+                    got = job.result(20).values.tolist()
+                except (Unusable, ZeroDivisionError) as error:
+                    got = type(error)
+                hoped = {0: [-row for row in rows], 13: Unusable, 77: ZeroDivisionError}[bad]
+                answered.append(bad)
+                wrong.extend([(rows, got)] if got != hoped else [])
+
+        clients = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(60)
+        assert not any(each.is_alive() for each in clients) and not wrong
+        assert len(answered) > 350 and {0, 13, 77} == set(answered)
+        lanes.close()
+        assert not lanes._busy and not lanes._alone and not lanes._gathering and not lanes._ready
+
+    def test_closing_finishes_what_was_accepted(self, cores):
+        worker, some = Worker(10, lambda *batch: None, lanes=2), Watched(held=True)
+        held(worker, some)
+        jobs = [worker.submit(some.work, [9, 9]) for _ in range(5)]
+        closing = threading.Thread(target=worker.close)
+        closing.start()
+        some.go.set()
+        closing.join(20)
+        assert all(job.done() and len(job.result().values) == 2 for job in jobs)
+        assert not worker.healthy
+
+
+def test_lanes_of_devices(cores):
+    assert lanes_on("cpu") == 2 and lanes_on("cuda") == 1
+    torch.set_num_threads(1)
+    assert lanes_on("cpu") == 1

@@ -25,7 +25,7 @@ from hardwon.pictures import check_picture
 from hardwon.search import Fused, StoredIndex
 from hardwon.search.retrieve import shortened
 from hardwon.serve import schemas
-from hardwon.serve.batching import Done, Unusable, Work, Worker
+from hardwon.serve.batching import Done, Unusable, Work, Worker, lanes_on
 from hardwon.serve.limits import Guard, Limits, Refused
 from hardwon.serve.metrics import TYPE, Metrics
 from hardwon.serve.page import Page, shown
@@ -95,10 +95,10 @@ class _Queued:
 class _Desk:
     """Hands what requests ask for to the worker."""
 
-    def __init__(self, served: Served, worker: Worker):
+    def __init__(self, served: Served, worker: Worker, lanes: int):
         self._worker = worker
-        self._encoding = Work.encoding(served.embedder)
-        self._scoring = None if served.reranker is None else Work.scoring(served.reranker)
+        self._encoding = Work.encoding(served.embedder, lanes)
+        self._scoring = None if served.reranker is None else Work.scoring(served.reranker, lanes)
 
     async def encode(self, items: Sequence[Item]) -> Done:
         return await asyncio.wrap_future(self._worker.submit(self._encoding, items))
@@ -126,8 +126,9 @@ class Api:
 
     def __init__(self, served: Served, limits: Limits, key: str = ""):
         self.served, self.limits, self.metrics = served, limits, Metrics()
-        self._worker = Worker(limits.batch_tokens, self.metrics.computed)
-        self._desk, self._began = _Desk(served, self._worker), int(time.time())
+        lanes = lanes_on(served.embedder.body.model.device.type)
+        self._worker = Worker(limits.batch_tokens, self.metrics.computed, lanes)
+        self._desk, self._began = _Desk(served, self._worker, lanes), int(time.time())
         self._queued = _Queued(self._desk, served.embedder, served.reranker)
         self._index = None if served.index is None else served.index.with_encoder(self._queued)
         self._threads = anyio.CapacityLimiter(THREADS)
