@@ -45,4 +45,6 @@ TRIALS: tuple[Trial, ...] = (
         each=20 * 7, full=1000,
     ),
     by_tests("A10", "one bad item among 32", "the others as without it", f"{BAD} a10", each=11, full=500),
+    by_tests("A11", "video files cut, flipped, spliced, zeroed or replaced; uneven pace, no frames, huge frames",
+             "0 crashes, at most 2 s each, every one named", "tests/data/test_frames.py", each=50, full=1000),
 )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import vlms
+from damage import mutated
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,24 +30,6 @@ from hardwon.models import Embedder, Reranker
 from hardwon.models.loading import UNREAD
 from hardwon.pictures import open_picture
 from hardwon.training import Settings, train
-
-
-def mutated(rng, data, other):
-    """A file that something happened to."""
-    at, to = sorted(rng.sample(range(len(data)), 2))
-    kind = rng.choice(("cut", "flip", "splice", "zero", "page", "empty"))
-    if kind == "flip":
-        changed = bytearray(data)
-        for _ in range(rng.choice((1, 4, 30))):
-            changed[rng.randrange(len(data))] ^= rng.randrange(1, 256)
-        return bytes(changed)
-    return {
-        "cut": data[:to],
-        "splice": data[:at] + other[at:],
-        "zero": data[:at] + bytes(to - at) + data[to:],
-        "page": b"<html>502 Bad Gateway</html>",
-        "empty": b"",
-    }[kind]
 
 
 def test_a1_damaged_files_from_reading_to_training(vlm, pictures, tmp_path):

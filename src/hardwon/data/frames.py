@@ -9,6 +9,7 @@ import numpy as np
 from hardwon.data.read_files import PICTURE_SUFFIXES
 from hardwon.errors import BadMedia, DataError, MissingExtra
 from hardwon.items import resolve
+from hardwon.pictures import MAX_PIXELS
 
 FRAMES = 8  # of a video, as MMEB-V2 takes them
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
@@ -58,7 +59,7 @@ def extract(file: Path, folder: Path, count: int) -> None:
     """Write `count` frames of a video's file into a new folder, evenly spaced, as JPEG files: all of them, or no folder.
 
     Raises:
-        BadMedia: the file cannot be read as a video.
+        BadMedia: the file cannot be read as a video, or its frames are larger than pictures may be.
         DataError: the folder cannot be written.
         MissingExtra: PyAV is not installed.
     """
@@ -68,12 +69,16 @@ def extract(file: Path, folder: Path, count: int) -> None:
     except ImportError:
         raise MissingExtra("av", "video") from None
     try:
-        with av.open(str(file)) as opened:
+        with av.open(str(file), metadata_errors="ignore") as opened:
+            # 0 where FFmpeg does not know the codec: then decoding fails below.
+            width, height = (getattr(opened.streams.video[0], side, 0) for side in ("width", "height"))
+            if width * height > MAX_PIXELS:
+                raise BadMedia(f"{file} has frames of {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
             total = sum(packet.size > 0 for packet in opened.demux(video=0))
         wanted = set(spaced(total, count))
-        with av.open(str(file)) as opened:
+        with av.open(str(file), metadata_errors="ignore") as opened:
             kept = [frame.to_image() for n, frame in enumerate(opened.decode(video=0)) if n in wanted]
-    except (FFmpegError, IndexError, OSError) as error:
+    except (FFmpegError, IndexError, OSError, ValueError) as error:  # ValueError: of PyAV, for damage that FFmpeg let pass
         raise BadMedia(f"{file} cannot be read as a video ({error})") from error
     if not kept:
         raise BadMedia(f"{file} holds no frames")
