@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+import offline
 import tiny
 
 NAME, RANKER = "served/vlm", "served/reranker"
-OUTBOUND = "outbound:"
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -88,7 +88,7 @@ def running(folder, log, *arguments, place="idx", **environment):
     finally:
         process.kill()
         process.join()
-    assert OUTBOUND not in log.read_text()  # no server of any test looks anything up or connects to anybody
+    assert offline.OUTBOUND not in log.read_text()  # no server of any test looks anything up or connects to anybody
 
 
 def _main(arguments, log, environment):
@@ -96,7 +96,7 @@ def _main(arguments, log, environment):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
-    sys.addaudithook(_watch)
+    sys.addaudithook(offline.watch)
     import torch
 
     from hardwon import cli
@@ -106,14 +106,6 @@ def _main(arguments, log, environment):
     Embedder.encode = _obedient(Embedder.encode)
     sys.argv = ["hardwon", *arguments]
     cli.main()
-
-
-def _watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        place = arguments[0] if event.startswith("socket.get") else arguments[1]
-        host = place[0] if isinstance(place, tuple) else place
-        if str(host) not in ("127.0.0.1", "::1", "localhost"):
-            os.write(2, f"{OUTBOUND} {event} {host}\n".encode())
 
 
 def _obedient(encode):

@@ -63,6 +63,8 @@ TRIALS = (
     Trial("G1", "pictures' addresses that lead inside: written, resolved, rebound, redirected", "0 connections", 225, inside),
     by_tests("G2", "paths of pictures that lead out of the root", "0 files opened", f"{MALICIOUS} no_path", each=130, full=130),
     by_tests("G9", "folders that run code if they are believed", "0 canaries", f"{MALICIOUS} not no_path", each=41, full=41),
+    by_tests("G15", "13 commands on local data, watched by an audit hook", "0 connections to other machines",
+             "tests/faults/test_offline.py nobody", each=13, full=13),
     by_tests("A12", "JSON lines: whole, damaged, or anything", "rows read + reported = rows; only our errors",
              "tests/faults/test_json_lines.py", each=110, full=1100),
 )  # fmt: skip
