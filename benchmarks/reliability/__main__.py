@@ -29,8 +29,9 @@ TRIALS: tuple[Trial, ...] = tuple(trial for group in GROUPS for trial in group.T
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 LEFT_OUT = (
-    "Left out: G13 (a lock with hashes, pip-audit, a list of all parts: `constraints.txt` pins versions and no more), and of G8 the",
-    "killed worker that is replaced: the models are in the server's own process, which a supervisor would have to start again.",
+    "Left out: G13 (a lock with hashes, pip-audit, a list of all parts: `constraints.txt` pins versions and no more) and, of",
+    "G8, the killed worker that is replaced: the models are in the server's own process, which a supervisor has to start",
+    "again.",
 )
 COLUMNS = ("", "what is done", "goal", "tried", "failed", "found", "seconds", "code")
 
