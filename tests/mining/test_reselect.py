@@ -51,7 +51,9 @@ def test_the_same_bytes_as_mining_or_a_refusal(old, new, how, pairs, encoder, ju
     judge, queries = how
     old, new = (Mining(**(d | {"selector": SELECTORS[d["selector"]]}), queries=queries, min_auc=0.0) for d in (old, new))
     examples = (*pairs(7, "a", related={0: ["at3"]}), *pairs(2, "b"))
-    examples = (examples[0].adding([Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]), *examples[1:])
+    more = [Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]
+    positives = [Candidate(Item(text=text), origin="gold") for text in ("at6", "a third one", "at6")]
+    examples = (examples[0].adding(more), examples[1].adding(positives), *examples[2:])
     model, rule = encoder(dim=3), judging(by_hash) if judge else None
 
     def again():

@@ -1,6 +1,7 @@
 """What is done with an artifact of mining: looked at, chosen from again, exported. All by the command line."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -109,6 +110,18 @@ def test_inspect_of_what_no_stage_made(home, call):
     assert "not in the data any more" not in (home / "made-inspect.html").read_text()
 
 
+def test_inspect_shows_first_what_the_fallback_kept_though_likely_false(home, call):
+    settings = Mining(depth=6, keep=3, beta=0.6, min_auc=0.0, fallback="paper")
+    mined = mine(read(home / "shapes.jsonl").examples, Fakes(), Fakes(), settings=settings)
+    mined.write(home / "made", home)
+    drawn = {e.row for e in mined.ledger if e.rule == "at random, for none was left"}
+    assert 0 < len(drawn) == mined.counts["filled at random, graded 1.0"] < 20
+    assert call("inspect", home / "made", "--root", home)[0] == 0
+    page = (home / "made-inspect.html").read_text()
+    assert page.count("likely false negative, kept all the same") == len(drawn)
+    assert {int(row) for row in re.findall(r'data-row="(\d+)"', page)[: len(drawn)]} == drawn
+
+
 def test_inspect_samples_unless_told_otherwise(home, call, monkeypatch):
     from hardwon.stages import inspection
 
@@ -141,6 +154,22 @@ def test_export_to_unime_comes_back(home, call):
     for before, after in zip(examples, again, strict=True):
         assert (after.query, after.candidates[0].item) == (before.query, before.gold[0])
         assert {c.item for c in after.negatives} <= {c.item for c in before.negatives}
+
+
+def test_export_to_unime_says_what_has_no_grade(home, call):
+    examples = read(home / "shapes.jsonl").examples
+    given = [Candidate(Item(text=f"given {n}")) for n in range(4)]  # of which at most one is retrieved for its own query
+    examples = (examples[0].adding(given), *examples[1:])
+    inputs = {"stage": {"out": "given", "data": str(home / "shapes.jsonl"), "root": ""}, "parents": {}}
+    with artifacts.writing(home / "run/given", "negatives", inputs) as draft:
+        mined = mine(examples, Fakes(), Fakes(), settings=Mining(depth=1, min_auc=0.0))
+        mined.write(draft.path, home)
+    ungraded = sum(c.relevance is None for c in mined.examples[0].candidates)
+    code, out, _ = call("export", home / "run/given", "--to", "unime", "--out", home / "train.json")
+    assert (code, ungraded in (3, 4)) == (0, True)
+    assert f"; {ungraded} negatives left out, since no judge graded them" in out
+    assert "positive left out" not in out
+    assert len(read(home / "train.json").examples) == len(json.loads((home / "train.json").read_text()))
 
 
 @pytest.mark.parametrize(

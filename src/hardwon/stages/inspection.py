@@ -93,6 +93,7 @@ def _canaries(judge: Mapping[str, Any] | None) -> dict[str, str]:
 def _made_with(folder: Path) -> dict[str, str]:
     about = ledger.about(folder / "ledger.parquet")
     told = {name: str(about.get(name) or "none") for name in ("embedder", "judge")}
+    told |= {name: str(about[name]) for name in ("judge name",) if name in about}
     settings = about.get("settings", {})
     return told | {name: str(value) for name, value in settings.items() if value is not None}
 
@@ -112,9 +113,8 @@ def _asked(lines: Sequence[Entry], found: "_Known | None" = None) -> Asked:
         )
         for e in lines
     )
-    return Asked(
-        first.row, first.source, query, positive, first.gold_similarity, first.gold_grade, first.gold_problem, candidates
-    )
+    gold = first.gold_similarity, first.gold_grade, first.gold_problem
+    return Asked(first.row, first.source, query, positive, *gold, candidates, first.bar)
 
 
 class _Known:
