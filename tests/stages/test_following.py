@@ -11,7 +11,7 @@ from trials import trials
 
 from hardwon.data.gather import Reading
 from hardwon.errors import ArtifactError, MissingExtra
-from hardwon.search import open_index, stores
+from hardwon.search import canaries, open_index, stores
 from hardwon.stages import indexing
 from hardwon.stages.indexing import Wanted, index_path
 
@@ -136,6 +136,87 @@ def test_a_picture_that_is_lost_is_made_again(pages, tmp_path, encoder):
     lost.unlink()
     counts = index_path(encoder, MODEL, pages, out)
     assert (counts.unchanged, counts.encoded) == (3, 0) and lost.is_file()
+
+
+def asked(encoder):
+    """How many items were encoded, canaries aside; forgets them."""
+    count = sum(len(keys) for keys in encoder.asked if len(keys) != canaries.COUNT)
+    encoder.asked.clear()
+    return count
+
+
+def test_another_store_takes_the_vectors_that_are_there(tmp_path, encoder):
+    root, out = tmp_path / "texts", tmp_path / "idx"
+    root.mkdir()
+    for number in range(20):
+        (root / f"{number}.txt").write_text(f"text {number}")
+    index_path(encoder, MODEL, root, out)
+    kept, before = (out / canaries.FILE).read_bytes(), asked(encoder)
+    assert before == 20
+    (root / "0.txt").write_text("another")
+    (root / "1.txt").unlink()
+    for store, encoded, copied in (("lance", 1, 18), ("embedded", 0, 19), ("qdrant", 0, 19), ("lance", 0, 19)):
+        counts = index_path(encoder, MODEL, root, out, Wanted(store=store, rebuild=True))
+        assert (counts.rows, counts.encoded, counts.copied) == (19, encoded, copied)
+        assert str(counts).endswith(f"19 rows, {encoded} encoded, {copied} copied from the index that was there")
+        assert asked(encoder) == encoded
+        index = open_index(out)
+        assert (index.store_name, len(index)) == (store, 19)
+        index.close()
+        assert wrong(out, encoder) == []
+        encoder.asked.clear()
+        assert (out / canaries.FILE).read_bytes() == kept  # of when the vectors were made
+    counts = index_path(encoder, MODEL, root, out, Wanted(rebuild=True))
+    assert (counts.encoded, counts.copied) == (19, 0)  # which asks for nothing but to make all anew
+
+
+def test_smaller_vectors_are_copied_and_measured_and_larger_ones_made(tmp_path, encoder):
+    file, out = tmp_path / "rows.jsonl", tmp_path / "idx"
+    file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(60)))
+    index_path(encoder, MODEL, file, out)
+    fresh = index_path(encoder, MODEL, file, tmp_path / "fresh", Wanted(dimensions=8))
+    asked(encoder)
+    counts = index_path(encoder, MODEL, file, out, Wanted(dimensions=8, rebuild=True))
+    assert (counts.encoded, counts.copied, asked(encoder)) == (0, 60, 0)
+    assert counts.narrowed == fresh.narrowed and not counts.partly
+    one, other = open_index(out), open_index(tmp_path / "fresh")
+    ids = [row.id for row in one.rows()]
+    assert (one.vectors(ids) == other.vectors(ids)).all()  # to the bit
+    measured = one.about.measured
+    counts = index_path(encoder, MODEL, file, out, Wanted(store="lance", rebuild=True))
+    assert (counts.encoded, counts.narrowed, counts.untold) == (0, None, False)
+    assert open_index(out).about.measured == measured  # copies have lost what these had lost
+    for wanted in (
+        Wanted(dimensions=16, rebuild=True),
+        Wanted(form="float16", rebuild=True),
+        Wanted(form="float32", rebuild=True),
+    ):
+        counts = index_path(encoder, MODEL, file, out, wanted)
+        assert counts.copied == (60 if wanted.form == "float16" else 0)
+        assert open_index(out).space.narrowed == (wanted.form == "float16")
+
+
+def test_vectors_that_cannot_be_trusted_are_not_copied(tmp_path, encoder, capsys):
+    root, out = tmp_path / "texts", tmp_path / "idx"
+    root.mkdir()
+    (root / "a.txt").write_text("one")
+    index_path(encoder, MODEL, root, out)
+    table = next(out.glob("rows_*/*.safetensors"))
+    table.write_bytes(table.read_bytes()[:-1])
+    counts = index_path(encoder, MODEL, root, out, Wanted(store="lance", rebuild=True))
+    assert (counts.encoded, counts.copied) == (1, 0) and "has changed since it was written" in capsys.readouterr().err
+    for other, message in ((Turned(dim=16), "gives other vectors"), (FakeEncoder("fake-2", dim=16), "")):
+        store = "embedded" if message else "lance"
+        counts = index_path(other, MODEL, root, out, Wanted(store=store, rebuild=True))
+        assert (counts.encoded, counts.copied) == (1, 0) and message in capsys.readouterr().err
+        assert wrong(out, other) == []
+
+
+class Turned(FakeEncoder):
+    """Gives other vectors than what it is taken for."""
+
+    def encode(self, items, *, progress=""):
+        return -super().encode(items)
 
 
 @pytest.mark.parametrize("store", ["embedded", "qdrant"])

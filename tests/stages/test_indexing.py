@@ -153,16 +153,68 @@ def test_forms_are_measured_on_the_index_itself(tmp_path, encoder):
         assert index.space.dim == 8
         hits = index.search(Item(text="text 7"), 3)
         assert hits[0].item.text == "text 7"
+        lines = told(counts, tmp_path)
+        assert lines[1] == str(counts.narrowed) and "of the best 10 of whole vectors (16 in float32)" in lines[1]
+        assert counts.narrowed.value.mean < 0.9 and lines[2].startswith("that is below 0.99: keep more numbers")
         if form != "float16":
             assert counts.recall is not None and counts.recall.value.mean >= 0.99
             assert index.about.form.proposed == counts.recall.form.proposed
-            assert "of the best 10 of whole vectors" in told(counts, tmp_path)[-1]
+            assert "of the best 10 of these 8 numbers in float32" in lines[3]
+    counts = index_path(encoder, MODEL, file, tmp_path / "whole", Wanted(form="int8"))
+    assert len(told(counts, tmp_path)) == 2 and "of the best 10 of whole vectors, asked" in told(counts, tmp_path)[1]
     with pytest.raises(ArtifactError, match="has form 'int8', not 'binary'"):
         index_path(encoder, MODEL, file, tmp_path / "int8", Wanted(form="binary"))
     with pytest.raises(RecipeError, match="multiple of 8"):
         index_path(encoder, MODEL, file, tmp_path / "new", Wanted(form="binary", dimensions=9))
     with pytest.raises(RecipeError, match="is for the embedded store"):
         index_path(encoder, MODEL, file, tmp_path / "new2", Wanted(form="int8", store="lance"))
+
+
+def many(file, first, last):
+    file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(first, last)))
+    return file
+
+
+@pytest.mark.parametrize(("store", "wanted"), [("embedded", {}), ("lance", {}), ("embedded", {"form": "float16"})])
+def test_fewer_numbers_tell_what_they_cost(tmp_path, encoder, store, wanted):
+    file, out = many(tmp_path / "many.jsonl", 0, 320), tmp_path / "idx"
+    counts = index_path(encoder, MODEL, file, out, Wanted(store=store, dimensions=8, **wanted))
+    index = open_index(out, encoder)
+    rows = index.rows()
+    whole = encoder.encode([row.item for row in rows])
+    truth = np.argsort(-(whole @ whole.T), axis=1)[:, 1:11]  # the first is itself
+    found = [[hit.id for hit in hits if hit.id != row.id] for row, hits in zip(rows, index.search_many(
+        [row.item for row in rows], 11), strict=True)]  # fmt: skip
+    shares = [len({rows[n].id for n in best} & set(ids[:10])) / 10 for best, ids in zip(truth, found, strict=True)]
+    told_of = counts.narrowed
+    assert (told_of.asked, told_of.among, counts.partly) == (320, 320, False)
+    assert told_of.value.mean == pytest.approx(np.mean(shares), abs=0.002)  # its own searches find so much
+    assert index.about.measured["narrowed"]["recall"] == told_of.value.mean
+
+
+def test_of_what_whole_vectors_find_later_runs_tell_what_they_can(tmp_path, encoder):
+    out = tmp_path / "idx"
+    first = index_path(encoder, MODEL, many(tmp_path / "a.jsonl", 0, 300), out, Wanted(dimensions=8))
+    kept = open_index(out).about.measured
+    few = index_path(encoder, MODEL, many(tmp_path / "b.jsonl", 300, 320), out)
+    assert few.narrowed is None and not few.untold and len(told(few, out)) == 1
+    assert open_index(out).about.measured == kept  # what is known of the 300
+    more = index_path(encoder, MODEL, many(tmp_path / "c.jsonl", 400, 520), out)
+    assert (more.narrowed.among, more.partly) == (120, True)
+    assert "among 120 that this run has read, of 440 rows: among all they find less" in told(more, out)[1]
+    assert more.narrowed.value.mean > first.narrowed.value.mean  # as it says
+    assert index_path(encoder, MODEL, tmp_path / "c.jsonl", out).narrowed is None
+
+
+def test_an_interrupted_index_does_not_tell_by_the_few_that_were_left(tmp_path, encoder, monkeypatch):
+    file, out = many(tmp_path / "many.jsonl", 0, 260), tmp_path / "idx"
+    monkeypatch.setattr(encoder, "given", Dying(canaries.COUNT + 258))
+    with pytest.raises(KeyboardInterrupt):
+        index_path(encoder, MODEL, file, out, Wanted(dimensions=8))
+    encoder.given = {}
+    counts = index_path(encoder, MODEL, file, out)
+    assert counts.encoded == 4 and counts.rows == 260 and counts.narrowed is None
+    assert told(counts, out)[1].startswith("what 8 of 16 numbers in float32 find of what whole vectors find is not known")
 
 
 def test_canaries_tell_of_vectors_that_have_drifted(folder, tmp_path, encoder):

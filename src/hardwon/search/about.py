@@ -66,7 +66,8 @@ class About:
         form: in which vectors are searched, if embedded.
         roots: folders and files that were indexed: name -> path relative to the index.
         settings: how things were read (frames of a video, resolution of a page).
-        measured: what the form costs: rows, recall, k; empty if nothing was measured.
+        measured: what the form costs: rows, recall, its interval; "narrowed": what the numbers that are kept find of what whole
+            vectors find. Empty if nothing was measured.
         paths: what was indexed, relative to the index.
         before: store and name of the table of an earlier build that readers may still have open.
     """

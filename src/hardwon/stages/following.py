@@ -5,60 +5,25 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hardwon.artifacts import fingerprint, write_json
 from hardwon.data.gather import File, Listing, Reading, Thing, listed, things
-from hardwon.errors import BadItems, BadRow, DataError, ModelError
-from hardwon.items import Item
-from hardwon.models.scorer import Encoder
+from hardwon.errors import BadRow, DataError
 from hardwon.progress import bar
+from hardwon.randomness import generator
 from hardwon.search.about import About, Row
-from hardwon.search.compressed import Recall
-from hardwon.search.index import encoded
 from hardwon.search.stores import Store
 from hardwon.search.stores.embedded import Embedded
 from hardwon.stages import media
+from hardwon.stages.counts import FAILED, Counts
+from hardwon.stages.sourcing import Source
 
-FAILED = "failed.json"
 BATCH = 256  # rows between two writes: what a kill may cost
 DEAD = 0.3  # share of rows that may be gone before an embedded store is written anew
-
-
-@dataclass
-class Counts:
-    """What came of a run, in rows.
-
-    Attributes:
-        added: not there before.
-        updated: there with another content.
-        unchanged: there as they are.
-        removed: not below the path any more.
-        encoded: that the model had to read; the others of those added had been there under another name.
-        failed: what cannot be used, and why.
-        others: files of each suffix that were passed over.
-        rows: in the index now.
-        recall: what the form finds of what whole vectors find; None for whole vectors, or if it was measured before.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    encoded: int = 0
-    failed: list[BadRow] = field(default_factory=list)
-    others: dict[str, int] = field(default_factory=dict)
-    rows: int = 0
-    recall: Recall | None = None
-
-    def __str__(self) -> str:
-        return (
-            f"{self.added:,} added, {self.updated:,} updated, {self.unchanged:,} unchanged, {self.removed:,} removed, "
-            f"{len(self.failed):,} failed; {self.rows:,} rows, {self.encoded:,} encoded"
-        )
 
 
 @dataclass(frozen=True)
@@ -76,8 +41,8 @@ class _Known:
 class Run:
     """One run over a path."""
 
-    def __init__(self, encoder: Encoder, path: Path, out: Path, about: About, store: Store, reading: Reading, counts: Counts):
-        self.encoder, self.path, self.out, self.store, self.reading = encoder, path, out, store, reading
+    def __init__(self, source: Source, path: Path, out: Path, about: About, store: Store, reading: Reading, counts: Counts):
+        self.source, self.path, self.out, self.store, self.reading = source, path, out, store, reading
         self.made, self.counts = media.there(out), counts
         found = listed(path, reading)
         inside = out.resolve()
@@ -94,7 +59,7 @@ class Run:
     def run(self) -> None:
         """Do it."""
         seen = set[str]()
-        waiting = list(self._rows(seen))
+        waiting = self._ordered(list(self._rows(seen)))
         with bar("indexing", len(waiting), "items") if waiting else nullcontext(lambda n=1, note="": None) as advance:
             for start in range(0, len(waiting), BATCH):
                 self._write(waiting[start : start + BATCH], seen)
@@ -105,6 +70,14 @@ class Run:
         if isinstance(self.store, Embedded) and self.counts.removed > DEAD * max(self.counts.rows, 1):
             self.store.compact()
         self._list_failures()
+
+    def _ordered(self, rows: list[Row]) -> list[Row]:
+        """In the order in which they are written: those first that ask what is lost of whole vectors, drawn at random."""
+        if self.source.narrowing is None:
+            return rows
+        drawn = generator(0, "narrowing").sample(range(len(rows)), min(self.source.narrowing.most, len(rows)))
+        first = set(drawn)
+        return [rows[n] for n in drawn] + [row for n, row in enumerate(rows) if n not in first]
 
     def _rows(self, seen: set[str]) -> Iterator[Row]:
         """The rows that are new or have changed; ids of all that are there go into `seen`."""
@@ -166,15 +139,13 @@ class Run:
         return first if slash else file.name if file.kind == "rows" else self.root
 
     def _write(self, rows: Sequence[Row], seen: set[str]) -> None:
-        """Encode what no row has the vector of, and write all."""
+        """Get vectors of what no row has the vector of, and write all."""
         vectors: dict[str, np.ndarray] = {}
         old = {row.key: self.by_key[row.key] for row in rows if row.key in self.by_key}
         if old:
             vectors |= zip(old, self.store.vectors(list(old.values())), strict=True)
         new = {row.key: row.item for row in rows if row.key not in vectors}
-        made = self._encoded(new) if new else {}
-        self.counts.encoded += len(made)
-        vectors |= made
+        vectors |= self.source.vectors(new)
         good = [row for row in rows if row.key in vectors]
         bases = {root: self.about.at(self.out, root) for root in {row.root for row in good}}
         entries = {row.id: row.entry(bases[row.root]) for row in good}
@@ -192,25 +163,6 @@ class Run:
             seen.add(row.id)
             self.known[row.id] = _known(entries[row.id].payload)
             self.by_key.setdefault(row.key, row.id)
-
-    def _encoded(self, items: dict[str, Item]) -> dict[str, np.ndarray]:
-        """Vectors by key; what the model cannot use is listed and left out."""
-        while items:
-            try:
-                made = self.about.space.cut(encoded(self.encoder, list(items.values()), ""))
-                return dict(zip(items, made, strict=True))
-            except BadItems as error:
-                bad = {bad.item: bad.reason for bad in error.items}
-            except ModelError as error:
-                if len(items) == 1:
-                    bad = dict.fromkeys(items.values(), str(error))
-                else:  # one of them is too large, say
-                    return {k: v for each, item in items.items() for k, v in self._encoded({each: item}).items()}
-            left = {key: item for key, item in items.items() if item not in bad}
-            assert len(left) < len(items), "the model names items that it was not given"
-            self.counts.failed += [BadRow(_shown(item), 1, reason) for item, reason in bad.items()]
-            items = left
-        return {}
 
     def _remove(self, seen: set[str]) -> None:
         scope = self._scope()
@@ -248,7 +200,3 @@ def _known(payload: str) -> _Known:
     file = body.get("file") or body["place"].split("#")[0]  # of an earlier version, which names with a # mislead
     pictured = len(body["item"].keys() & {"images", "video"}) > 0
     return _Known(body.get("key", ""), file, body["place"], body["mark"], pictured, media.names(body))
-
-
-def _shown(item: Item) -> str:
-    return str(item.pictures[0]) if item.pictures and isinstance(item.pictures[0], Path) else item.label

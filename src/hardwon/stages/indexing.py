@@ -18,15 +18,15 @@ from hardwon.search.stored import FILE
 from hardwon.search.stores import Space, Store
 from hardwon.search.stores.embedded import one_writer
 from hardwon.stages import media
-from hardwon.stages.following import FAILED, Counts, Run
+from hardwon.stages.counts import TARGET, Counts, K, told
+from hardwon.stages.following import Run
+from hardwon.stages.sourcing import Source, copyable
 
 __all__ = ["Counts", "Wanted", "check_path", "index_path", "told"]
 
 BUILDING = "building.json"
-TARGET = 0.99  # recall that a form is set to reach
-K = 10  # results that a recall is about
-TOLD = 10  # failures that are printed
 STALE = 0.1  # share of rows that may change before what a form costs is measured again
+LEAST = 100  # whole vectors, beside those of earlier runs, from which it is worth while to tell what is lost of them
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Wanted:
         dimensions: numbers of a vector that are kept.
         instruction: that items without one of their own are encoded with.
         reading: how files are read.
-        rebuild: make everything anew, and put it in the place of what is there when it is ready.
+        rebuild: make everything anew, and put it in the place of what is there when it is ready; with another store, or smaller
+            vectors, of the same model, the vectors are copied.
     """
 
     store: str | None = None
@@ -82,53 +83,37 @@ def index_path(encoder: Encoder, model: str, path: Path, out: Path, wanted: Want
             about, store = _begun(encoder, out, about, wanted, there, file)
         else:
             about, store = _continued(encoder, out, about, wanted, there)
+        counts, earlier = Counts(space=about.space), _earlier(encoder, out, about, wanted, there)
         try:
-            counts = Counts()
+            source = Source(encoder, store, counts, earlier)
             for each in _paths(path, out, there if wanted.rebuild else None):
-                run = Run(encoder, each, out, about, store, wanted.reading, counts)
+                run = Run(source, each, out, about, store, wanted.reading, counts)
                 run.about.write(file)
                 run.run()
                 about = run.about
             if not counts.rows and counts.failed:
                 raise DataError(f"nothing of {path} could be indexed; the first reason: {counts.failed[0]}")
-            about = _measured(about, store, counts)
+            about = _measured(_narrowed(about, source, counts, there), store, counts)
             shown = media.used(row.payload for row in store.rows()) if media.there(out) else set[str]()
             if file.name == FILE:
                 about.write(file)
             else:
                 store.close()  # of a store that one process at a time can have open, the old table is out of reach until then
-                about = _swapped(encoder, out, about, wanted, file)
+                if earlier is not None:
+                    earlier.close()
+                about = _swapped(encoder if earlier is None else None, out, about, wanted, file)
             media.clean(out, shown, [name for _, name in about.before])
             return counts
         finally:
             store.close()
+            if earlier is not None:
+                earlier.close()
 
 
 def check_path(path: Path) -> None:
     """Raise DataError for a path that does not exist, before a model is loaded for it."""
     if not path.exists():
         raise DataError(missing_path(path))
-
-
-def told(counts: Counts, out: Path) -> list[str]:
-    """What a run came to, line by line, for people."""
-    lines = [str(counts)]
-    if counts.failed:
-        lines += [f"  {row}" for row in counts.failed[:TOLD]]
-        more = len(counts.failed) - TOLD
-        lines.append(f"  {f'... and {more:,} more, ' if more > 0 else ''}all of them in {out / FAILED}")
-    if counts.others:
-        kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in sorted(counts.others.items()))
-        lines.append(f"passed over, of other kinds: {kinds}")
-    if counts.recall is not None:
-        found, value = counts.recall, counts.recall.value
-        lines.append(
-            f"kept as {found.form}: {found.bytes} bytes a vector; finds {value.mean:.3f} [{value.low:.3f}, {value.high:.3f}] "
-            f"of the best {K} of whole vectors, asked with items of this index"
-        )
-        if value.mean < TARGET:
-            lines.append(f"that is below {TARGET}: take a larger form with --form and --rebuild if it matters")
-    return lines
 
 
 def _ours(out: Path) -> None:
@@ -212,29 +197,64 @@ def _described(encoder: Encoder, model: str, out: Path, wanted: Wanted, there: A
     return About(named, space, store, new_name(), Form(kind), settings=asdict(wanted.reading))
 
 
+def _earlier(encoder: Encoder, out: Path, about: About, wanted: Wanted, there: About | None) -> Store | None:
+    """The index that is there, where a rebuild only keeps its vectors elsewhere or smaller: they are copied, not made again.
+
+    A rebuild that asks for nothing else than there is makes all anew, and so does one by a model that gives other vectors now.
+    """
+    if there is None or not wanted.rebuild or not copyable(there.space, about.space):
+        return None
+    if (stores.named(there.store), there.form.kind, there.space) == (about.store, about.form.kind, about.space):
+        return None
+    try:
+        drift = canaries.drift(encoder, out, there.space.model)
+        if drift is not None and drift < canaries.ALARM:
+            raise ArtifactError(f"the model gives other vectors than when {out} was made (mean cosine {drift:.5f})")
+        return stores.opened(_address(there.store, wanted), out, there.name, there.space)
+    except HardwonError as error:
+        console().print(f"no vectors are copied, all are made anew: {error}", style="yellow", markup=False)
+        return None
+
+
+def _narrowed(about: About, source: Source, counts: Counts, there: About | None) -> About:
+    """With what is lost of whole vectors, if this run has seen enough of them to tell."""
+    if source.narrowing is None:
+        return about
+    known, found = about.measured.get("narrowed"), source.narrowing.result()
+    if found is not None and (source.all_seen or found.among >= max(LEAST, STALE * counts.rows)):
+        counts.narrowed, counts.partly = found, not source.all_seen
+        known = {"recall": found.value.mean, "low": found.value.low, "high": found.value.high, "among": found.among}
+    elif known is None and source.earlier is not None and there is not None and source.earlier.space == about.space:
+        known = there.measured.get("narrowed")  # what was copied had lost it before
+    counts.untold = known is None and counts.rows > 1
+    return about if known is None else replace(about, measured={**about.measured, "narrowed": known})
+
+
 def _measured(about: About, store: Store, counts: Counts) -> About:
     """With what the form costs, if it was never measured or much has changed since."""
     if about.form.kind not in ("int8", "binary") or counts.rows < 2:
         return about
     changed = counts.added + counts.updated + counts.removed + about.measured.get("changed", 0)
-    if about.measured and changed <= STALE * about.measured["rows"]:
+    if "rows" in about.measured and changed <= STALE * about.measured["rows"]:
         return replace(about, measured={**about.measured, "changed": changed})
     vectors = store.vectors([entry.id for entry in store.rows()])
     counts.recall = found = enough(vectors, Form(about.form.kind), TARGET, k=K)
     told = {"rows": counts.rows, "recall": found.value.mean, "low": found.value.low, "high": found.value.high, "changed": 0}
-    return replace(about, form=found.form, measured=told)
+    return replace(about, form=found.form, measured={**about.measured, **told})
 
 
-def _swapped(encoder: Encoder, out: Path, about: About, wanted: Wanted, file: Path) -> About:
+def _swapped(encoder: Encoder | None, out: Path, about: About, wanted: Wanted, file: Path) -> About:
     """Put a rebuilt index in the place of the old one, whose table stays: it may still be open to readers.
 
     Whatever a kill interrupts, the old index or the new one is there whole, and what was not dropped is dropped next time.
+    Without an encoder the canaries stay those of the old index, of which the vectors are.
     """
     old = _there(out, Wanted(rebuild=True))
     if old is not None:
         about = replace(about, before=((old.store, old.name), *old.before))
         _note(out, old, wanted)
-    canaries.keep(encoder, out)
+    if encoder is not None:
+        canaries.keep(encoder, out)
     about.write(out / FILE)
     file.unlink()
     left = list(about.before[:1])

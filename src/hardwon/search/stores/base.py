@@ -50,6 +50,11 @@ class Space:
                 f"dimensions is {self.dim}, but the model's vectors hold {self.width} numbers: choose 1 to that many"
             )
 
+    @property
+    def narrowed(self) -> bool:
+        """Whether less than the whole vector is kept: fewer numbers, or shorter ones."""
+        return self.dim < self.width or self.dtype != "float32"
+
     def to_json(self) -> dict[str, Any]:
         """As a store writes it down."""
         return asdict(self)
