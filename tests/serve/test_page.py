@@ -115,6 +115,7 @@ def test_pictures_chosen_pasted_and_dropped(opened, server, folder, model, tmp_p
         told(page, "drawn at random")
     page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"<html>"})
     assert "web page" in told(page, "image")
+    assert page.text_content("#wording") == "no.png" and page.is_visible("#wording")  # there is nothing to be shown of it
 
 
 def test_what_reranking_moves(opened, server, folder, model):
@@ -316,6 +317,11 @@ def test_the_page_does_not_wait_for_ever(opened, server):
     page.press("#words", "Enter")
     page.wait_for_function("() => document.getElementById('status').classList.contains('failed')")
     assert not page.evaluate(waiting)
+    faded = "() => getComputedStyle(document.getElementById('grid')).opacity < 0.5"
+    assert page.evaluate(faded)  # what stands there was not asked for
+    page.unroute("**/v1/search")
+    ask(page, "red square")
+    assert not page.evaluate(faded)
 
 
 def test_without_an_index(opened, folder, tmp_path):

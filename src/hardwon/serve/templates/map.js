@@ -37,7 +37,7 @@ function take(reply) {
   map.names = reply.sources.map(([name]) => name);
   const total = reply.total.toLocaleString("en"), some = map.points.length.toLocaleString("en");
   map.told = map.points.length < reply.total ? `${some} of ${total} items, drawn at random.` : `All ${total} items.`;
-  say("map-status", `${map.told} Choose one to see more like it; zoom in to see pictures.`);
+  say("map-status", `${map.told} Choose one to see more like it${map.points.length > PICTURES ? "; zoom in to see pictures" : ""}.`);
   by("legend").replaceChildren(...(reply.sources.length > 1 ? reply.sources.map(entry) : []));
   draw();
 }
@@ -124,10 +124,10 @@ function paint() {
     if (pictures && point.pictured && picture(point, x, y, colours[point.kind % KINDS], card)) continue;
     dot(point.kind, x, y, r, colours[point.kind % KINDS], map.found.size && !map.found.has(point.id) ? 0.4 : 0.85);
   }
-  const room = (n) => (pictures && map.points[n].pictured ? SIDE / 2 + 3 : r + 3);
-  for (const [n, x, y] of map.visible) if (map.found.has(map.points[n].id)) ring(x, y, room(n), gold);
+  const mark = ([n, x, y], colour, more) => ring(x, y, pictures && map.points[n].pictured ? SIDE / 2 + more : r + more, colour, pictures && map.points[n].pictured);
+  for (const each of map.visible) if (map.found.has(map.points[each[0]].id)) mark(each, gold, 3);
   const over = map.visible.find(([n]) => n === map.over);
-  if (over) ring(over[1], over[2], room(over[0]) + 2, ink);
+  if (over) mark(over, ink, 5);
 }
 
 function dot(kind, x, y, r, colour, alpha) {
@@ -141,11 +141,12 @@ function dot(kind, x, y, r, colour, alpha) {
   pen.globalAlpha = 1;
 }
 
-function ring(x, y, r, colour) {
-  pen.lineWidth = 2;
+function ring(x, y, r, colour, square) {
+  pen.lineWidth = square ? 3 : 2;
   pen.strokeStyle = colour;
   pen.beginPath();
-  pen.arc(x, y, r, 0, 2 * Math.PI);
+  if (square) pen.roundRect(x - r, y - r, 2 * r, 2 * r, 10);
+  else pen.arc(x, y, r, 0, 2 * Math.PI);
   pen.stroke();
 }
 

@@ -81,6 +81,7 @@ async function search({ remember = true } = {}) {
   const { signal } = state.abort;
   if (remember) history.pushState(null, "", address());
   if (nothingAsked()) return sample();
+    by("grid").classList.add("stale"); // not what was asked for now
   const number = ++state.asked, start = performance.now(), rerank = by("rerank").checked && state.about.reranker;
   by("grid").classList.add("waiting");
   by("another").hidden = true;
@@ -128,7 +129,10 @@ async function sample() {
     say("status", `${count} of ${state.about.items.toLocaleString("en")}, drawn at random: choose one, or ask for something.`);
     by("another").hidden = count === state.about.items;
   } catch (error) {
-    if (number === state.asked) say("status", error.message, true);
+  grid.classList.remove("stale");
+    if (number !== state.asked) return;
+    by("grid").classList.add("stale");
+    say("status", error.message, true);
   }
 }
 
@@ -226,13 +230,13 @@ function given(source, name = "") {
   by("preview").alt = state.like === null ? "The picture you search by" : "The item you search by";
   by("wording").textContent = name || "this text";
   const free = "Type words" + (state.about?.pictures ? ", or drop a picture" : "");
-  by("words").placeholder = state.like !== null ? "Type words to ask anew" : source ? "Add words, if you like" : free;
+  by("words").placeholder = state.like !== null ? "Ask anew" : source ? "Add words" : free;
 }
 
-function setPicture(url) {
+function setPicture(url, name = "") {
   state.picture = url;
   if (url) state.like = null;
-  given(url);
+  given(url, name);
 }
 
 const read = (blob) =>
@@ -257,7 +261,7 @@ async function takeFile(file) {
       canvas.getContext("2d").drawImage(drawn, 0, 0, canvas.width, canvas.height);
       picture = await new Promise((done) => canvas.toBlob(done, "image/png"));
     }
-    setPicture(await read(picture));
+    setPicture(await read(picture), file.name || "a picture");
     choose("found");
     search();
   } catch {
@@ -293,6 +297,11 @@ function choose(view) {
     by(name).hidden = name !== view;
     by(`tab-${name}`).setAttribute("aria-selected", String(name === view));
     by(`tab-${name}`).tabIndex = name === view ? 0 : -1;
+  // The server reads the data when this page is first asked for, which takes a while.
+  by("negatives").addEventListener("click", (event) => {
+    if (!event.ctrlKey && !event.metaKey && !event.shiftKey) by("negatives").classList.add("opening"); // else another tab opens it
+  });
+  addEventListener("pageshow", () => by("negatives").classList.remove("opening"));
   }
   if (view === "map") openMap(state);
   mapShown(view === "map");
