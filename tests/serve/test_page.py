@@ -178,7 +178,7 @@ def test_map(opened, server, folder, model):
     page.keyboard.press("Enter")
     told(page, "More like this")
     assert page.is_hidden("#map") and page.get_attribute("#tab-found", "aria-selected") == "true"
-    name = said[-1].rpartition(",")[0]
+    name = said[-1].split(", ")[0]
     like = kept(folder)[re.search(r"like=(\w+)", page.url)[1]]
     assert (like.text or like.images[0].stem.replace("-", " ")) == name
     assert (folder / "idx" / "map.safetensors").is_file()  # kept for the next start
@@ -275,7 +275,7 @@ def test_what_the_page_needs_no_key_for(hostile):
         right = {"authorization": f"Bearer {KEY}"}
         cookie = {"cookie": client.get("/page/key", headers=right).headers["set-cookie"].split(";")[0]}
         client.cookies.clear()
-        for path in ("/", "/page/search.js", "/page/map.js", "/page/search.css", "/page/report.css"):
+        for path in ("/", "/page/search.js", "/page/cards.js", "/page/map.js", "/page/search.css", "/page/report.css"):
             reply = client.get(path)
             policy = reply.headers["content-security-policy"]
             assert reply.status_code == 200 and "unsafe" not in policy and "default-src 'none'" in policy

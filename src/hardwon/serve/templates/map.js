@@ -1,5 +1,6 @@
 // The map of an index: every item where t-SNE has put it, coloured by its source. Canvas, since there are thousands.
-import { ask, make, moreLike, named, say, thumbnail } from "/page/search.js";
+import { make, named, short, thumbnail, where } from "/page/cards.js";
+import { ask, moreLike, say } from "/page/search.js";
 
 const by = (id) => document.getElementById(id);
 const KINDS = 10, PICTURES = 90, SIDE = 38, NEAR = 18, DEEPEST = 60;
@@ -196,20 +197,27 @@ async function point(n, aloud = false) {
     map.items.set(id, reply.items[0]);
   }
   if (n !== map.over) return; // it has moved on
-  const item = map.items.get(id), words = make("p", "", named(item).slice(0, 120)), parts = [];
+  const item = map.items.get(id), words = make("p", "", short(named(item), 120)), parts = [];
+  const from = belongs(item, map.names[kind]);
   if (item.images.length) {
     const image = make("img");
     image.alt = "";
     image.src = thumbnail(item);
     parts.push(image);
   }
-  words.append(make("small", "", map.names[kind]));
+  words.append(make("small", "", from));
   by("tip").replaceChildren(...parts, words);
   by("tip").hidden = false;
-  if (aloud) by("point").textContent = `${named(item)}, ${map.names[kind]}`;
+  if (aloud) by("point").textContent = `${named(item)}, ${from}`;
   const [x, y] = at(map.points[n], size()), tip = by("tip").getBoundingClientRect(), box = size();
   by("tip").style.left = `${Math.max(6, Math.min(box.width - tip.width - 6, x + 16 + tip.width > box.width ? x - tip.width - 16 : x + 16))}px`;
   by("tip").style.top = `${Math.max(6, Math.min(box.height - tip.height - 6, y - tip.height / 2))}px`;
+}
+
+// Of a text its file, since its words do not tell it; then its source, where that is not the file.
+function belongs(item, source) {
+  const place = item.text ? where(item) : "";
+  return place.startsWith(source) ? place : [place, source].filter(Boolean).join(", ");
 }
 
 const nameOf = (n) => (map.items.has(map.points[n].id) ? named(map.items.get(map.points[n].id)) : "");
