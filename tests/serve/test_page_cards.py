@@ -1,11 +1,12 @@
-"""What the search page calls things, and texts longer than their cards."""
+"""What the search page calls things, texts longer than their cards, and the page of mined negatives on a phone."""
 
 import pytest
 import serving
 import tiny
-from browsing import SMALL, ids, told
+from browsing import SMALL, ids, told, tones
 
 from hardwon.data.gather import Reading
+from hardwon.items import Candidate, Example, Item
 from hardwon.stages.indexing import Wanted, index_path
 
 LONG = "A sentence about kites that fly over the sea. " * 20
@@ -23,7 +24,7 @@ ALOUD = {  # what the map says: a text by its words and its file, then the sourc
 
 @pytest.fixture(scope="module")
 def mixed(folder, model, tmp_path_factory):
-    """A server of an index of files of every kind."""
+    """A server of an index of files of every kind, with mined negatives."""
     home = tmp_path_factory.mktemp("mixed")
     files = home / "files"
     (files / "docs").mkdir(parents=True)
@@ -36,7 +37,10 @@ def mixed(folder, model, tmp_path_factory):
     (files / "docs/notes.md").write_text(f"{LONG}\n\nthe end")
     (files / "rows.jsonl").write_text('{"text": "first", "id": "a"}\n{"text": "second"}\n')
     index_path(model, str(folder / "vlm"), files, home / "idx", Wanted(reading=Reading(passage=len(LONG), frames=2)))
-    with serving.running(home, tmp_path_factory.mktemp("mixed-log") / "log") as made:
+    drawn = tiny.draw_all(home / "drawn")
+    pairs = [Example(Item(text=text), (Candidate(Item(images=(path,)), origin="gold"),)) for text, path in drawn.items()]
+    more = ("--negatives", str(serving.mined(home, pairs, model)))
+    with serving.running(home, tmp_path_factory.mktemp("mixed-log") / "log", *more) as made:
         yield made
 
 
@@ -92,3 +96,27 @@ def test_long_texts_can_be_read_by_keyboard(opened, mixed):
     page.click("#reader-more")
     told(page, "More like this")
     assert page.is_hidden("#reader") and "like=" in page.url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_mined_negatives_on_a_phone_and_by_keyboard(opened, mixed, scheme):
+    page = opened(f"{mixed.url}/inspect", width=360, color_scheme=scheme)
+    page.wait_for_selector(".asked")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360 and page.evaluate(SMALL) == []
+    light, ink = tones(page)
+    assert ink < 300 and light > 600 if scheme == "light" else ink > 500 and light < 150
+    beyond = "all => all.filter(each => each.getBoundingClientRect().right > innerWidth).length"
+    assert page.locator(".verdict:visible").count() > 20 and page.eval_on_selector_all(".verdict", beyond) == 0
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "sort":
+            break
+    outline = "getComputedStyle(document.activeElement).outlineStyle + getComputedStyle(document.activeElement).outlineWidth"
+    assert page.evaluate(outline) == "solid2px"
+    page.keyboard.press("End")  # the last of its choices
+    assert page.input_value("#sort") == "row"
+    rows = page.eval_on_selector_all(".asked", "all => all.map(each => Number(each.dataset.row))")
+    assert rows == sorted(rows) and len(rows) == 20
+    page.focus(".wanted[value=kept]")
+    page.keyboard.press("Space")
+    assert not page.locator("tr.kept:visible").count() and page.locator("tr.kept").count()
