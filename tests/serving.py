@@ -34,6 +34,21 @@ def build(folder):
     return folder
 
 
+def mined(home, pairs, model):
+    """Negatives of these examples, in `home`; gives their folder."""
+    from hardwon import artifacts
+    from hardwon.data import read
+    from hardwon.items import write_examples
+    from hardwon.mining import Hardest, Mining, mine
+
+    write_examples(home / "pairs.jsonl", pairs, home)
+    settings = Mining(depth=6, keep=3, beta=0.1, min_auc=0.0, selector=Hardest())
+    inputs = {"stage": {"out": "negatives", "data": str(home / "pairs.jsonl"), "root": ""}, "parents": {}}
+    with artifacts.writing(home / "negatives", "negatives", inputs) as draft:
+        mine(read(str(home / "pairs.jsonl")).examples, model, settings=settings).write(draft.path, home)
+    return home / "negatives"
+
+
 def url_of(picture, kind="PNG"):
     """A picture as a data: URL."""
     return f"data:image/{kind.lower()};base64,{base64.b64encode(tiny.encoded(picture, kind)).decode()}"

@@ -150,6 +150,18 @@ def draw_all(folder: Path) -> dict[str, Path]:
     return made
 
 
+def clip(path, pictures):
+    """An MP4 file of 64 x 64 that shows these pictures, a fifth of a second each."""
+    import av
+
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 64
+        for frame in (*map(av.VideoFrame.from_image, pictures), None):
+            for packet in stream.encode(frame):
+                video.mux(packet)
+
+
 def examples(pictures):
     """Caption -> picture, with two negatives of its own: the same shape in another colour, the same colour in another shape."""
     from hardwon.items import Candidate, Example, Item

@@ -3,19 +3,16 @@
 import base64
 import json
 import re
-import shutil
 
 import pytest
 import serving
 import tiny
+from browsing import SMALL, UNNAMED, ask, ids, told, tones
 
 from hardwon.items import Item
 from hardwon.models import Reranker
 from hardwon.search import Fused, Index, open_index
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH: apt-get install chromium")
 KEY = "hw-planted-key-77aa"
 RED = tiny.draw("red", "square")
 ACTION = "window.hacked=1"
@@ -34,61 +31,11 @@ PAYLOADS = [
     for before, after in (("", ""), ("a red kite ", ""), ("&lt;", "&#x3e;"), ("\u2028`", "`"))
 ]
 
-CONTROLS = (
-    "[...document.querySelectorAll('button, select, input:not([type=checkbox]), a, canvas')].filter((c) => c.checkVisibility())"
-)
-UNNAMED = f"""{CONTROLS}.filter((c) => !(c.getAttribute('aria-label') || c.textContent.trim() || c.labels?.length))
-    .map((c) => c.outerHTML)"""
-SMALL = f"""{CONTROLS}.map((c) => [c.id, c.getBoundingClientRect()])
-    .filter(([, box]) => box.width < 24 || box.height < 24).map(([id]) => id)"""
 SEEN = "() => [...document.querySelectorAll('.hit img')].some((each) => each.complete && each.naturalWidth)"
 DRAWN = """() => {
     const canvas = document.getElementById("canvas");
     return new Set(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data).size > 20;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as player:
-        made = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens pages, and afterwards looks at what they said and whom they asked."""
-    pages, said, asked = [], [], []
-
-    def open_page(url, width=1280, **more):
-        context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce", **more)
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("console", lambda message: said.append(message.text) if "Security Policy" in message.text else None)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-        page.goto(url)
-        pages.append((context, re.match(r"https?://[^/]+", url)[0]))
-        return page
-
-    yield open_page
-    for context, home in pages:
-        assert not [url for url in asked if not url.startswith((home, "data:", "blob:"))]
-        context.close()
-    assert not said
-
-
-def told(page, words, place="#status", seconds=30):
-    """Waits until the page says these words."""
-    says = "([place, words]) => document.querySelector(place).textContent.includes(words)"
-    page.wait_for_function(says, arg=[place, words], timeout=1000 * seconds)
-    return page.text_content(place)
-
-
-def ids(page):
-    return page.eval_on_selector_all(".hit", "all => all.map(each => each.dataset.id)")
 
 
 def found(folder, model, query, k=24, rerank=None, **more):
@@ -98,13 +45,6 @@ def found(folder, model, query, k=24, rerank=None, **more):
 def kept(folder):
     """Items of the index by their ids."""
     return {row.id: row.item for row in open_index(folder / "idx").rows()}
-
-
-def ask(page, words):
-    page.evaluate("document.getElementById('status').textContent = ''")
-    page.fill("#words", words)
-    page.press("#words", "Enter")
-    told(page, "The nearest")
 
 
 def test_words(opened, server, folder, model):
@@ -175,6 +115,7 @@ def test_pictures_chosen_pasted_and_dropped(opened, server, folder, model, tmp_p
         told(page, "drawn at random")
     page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"<html>"})
     assert "web page" in told(page, "image")
+    assert page.text_content("#wording") == "no.png" and page.is_visible("#wording")  # there is nothing to be shown of it
 
 
 def test_what_reranking_moves(opened, server, folder, model):
@@ -237,7 +178,7 @@ def test_map(opened, server, folder, model):
     page.keyboard.press("Enter")
     told(page, "More like this")
     assert page.is_hidden("#map") and page.get_attribute("#tab-found", "aria-selected") == "true"
-    name = said[-1].rpartition(",")[0]
+    name = said[-1].split(", ")[0]
     like = kept(folder)[re.search(r"like=(\w+)", page.url)[1]]
     assert (like.text or like.images[0].stem.replace("-", " ")) == name
     assert (folder / "idx" / "map.safetensors").is_file()  # kept for the next start
@@ -252,18 +193,14 @@ def test_on_a_phone(opened, server, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.tap("#tab-found")
     assert page.evaluate(SMALL) == []
-    light = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]))
-    ink = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).color"))[:3]))
+    light, ink = tones(page)
     assert ink < 300 and light > 600 if scheme == "light" else ink > 500 and light < 150
 
 
 @pytest.fixture(scope="module")
 def hostile(folder, tmp_path_factory):
     """A server with a key whose texts, file names, instructions and mined negatives are all made to break out."""
-    from hardwon import artifacts
-    from hardwon.data import read
-    from hardwon.items import Candidate, Example, write_examples
-    from hardwon.mining import Hardest, Mining, mine
+    from hardwon.items import Candidate, Example
     from hardwon.models import Embedder
 
     home = tmp_path_factory.mktemp("hostile")
@@ -278,11 +215,7 @@ def hostile(folder, tmp_path_factory):
     (home / "idx" / "model.json").write_text(json.dumps({"model": "../vlm"}))
     (home / "vlm").symlink_to(folder / "vlm")
     pairs = [Example(items[n], (Candidate(items[n + 1], origin="gold"),), PAYLOADS[1]) for n in range(0, 40, 2)]
-    write_examples(home / "pairs.jsonl", pairs, home)
-    settings = Mining(depth=6, keep=3, beta=0.1, min_auc=0.0, selector=Hardest())
-    inputs = {"stage": {"out": "negatives", "data": str(home / "pairs.jsonl"), "root": ""}, "parents": {}}
-    with artifacts.writing(home / "negatives", "negatives", inputs) as draft:
-        mine(read(str(home / "pairs.jsonl")).examples, model, settings=settings).write(draft.path, home)
+    serving.mined(home, pairs, model)
     told = ("--rerank", str(folder / "reranker"), "--negatives", str(home / "negatives"), "--instruction", PAYLOADS[1])
     log = tmp_path_factory.mktemp("hostile-log") / "log"
     with serving.running(home, log, *told, "--api-key-env", "HW_KEY", "--name", PAYLOADS[0], HW_KEY=KEY) as made:
@@ -342,7 +275,7 @@ def test_what_the_page_needs_no_key_for(hostile):
         right = {"authorization": f"Bearer {KEY}"}
         cookie = {"cookie": client.get("/page/key", headers=right).headers["set-cookie"].split(";")[0]}
         client.cookies.clear()
-        for path in ("/", "/page/search.js", "/page/map.js", "/page/search.css", "/page/report.css"):
+        for path in ("/", "/page/search.js", "/page/cards.js", "/page/map.js", "/page/search.css", "/page/report.css"):
             reply = client.get(path)
             policy = reply.headers["content-security-policy"]
             assert reply.status_code == 200 and "unsafe" not in policy and "default-src 'none'" in policy
@@ -384,6 +317,11 @@ def test_the_page_does_not_wait_for_ever(opened, server):
     page.press("#words", "Enter")
     page.wait_for_function("() => document.getElementById('status').classList.contains('failed')")
     assert not page.evaluate(waiting)
+    faded = "() => getComputedStyle(document.getElementById('grid')).opacity < 0.5"
+    assert page.evaluate(faded)  # what stands there was not asked for
+    page.unroute("**/v1/search")
+    ask(page, "red square")
+    assert not page.evaluate(faded)
 
 
 def test_without_an_index(opened, folder, tmp_path):

@@ -1,5 +1,6 @@
 // The map of an index: every item where t-SNE has put it, coloured by its source. Canvas, since there are thousands.
-import { ask, make, moreLike, named, say, thumbnail } from "/page/search.js";
+import { make, named, short, thumbnail, where } from "/page/cards.js";
+import { ask, moreLike, say } from "/page/search.js";
 
 const by = (id) => document.getElementById(id);
 const KINDS = 10, PICTURES = 90, SIDE = 38, NEAR = 18, DEEPEST = 60;
@@ -37,7 +38,7 @@ function take(reply) {
   map.names = reply.sources.map(([name]) => name);
   const total = reply.total.toLocaleString("en"), some = map.points.length.toLocaleString("en");
   map.told = map.points.length < reply.total ? `${some} of ${total} items, drawn at random.` : `All ${total} items.`;
-  say("map-status", `${map.told} Choose one to see more like it; zoom in to see pictures.`);
+  say("map-status", `${map.told} Choose one to see more like it${map.points.length > PICTURES ? "; zoom in to see pictures" : ""}.`);
   by("legend").replaceChildren(...(reply.sources.length > 1 ? reply.sources.map(entry) : []));
   draw();
 }
@@ -124,10 +125,10 @@ function paint() {
     if (pictures && point.pictured && picture(point, x, y, colours[point.kind % KINDS], card)) continue;
     dot(point.kind, x, y, r, colours[point.kind % KINDS], map.found.size && !map.found.has(point.id) ? 0.4 : 0.85);
   }
-  const room = (n) => (pictures && map.points[n].pictured ? SIDE / 2 + 3 : r + 3);
-  for (const [n, x, y] of map.visible) if (map.found.has(map.points[n].id)) ring(x, y, room(n), gold);
+  const mark = ([n, x, y], colour, more) => ring(x, y, pictures && map.points[n].pictured ? SIDE / 2 + more : r + more, colour, pictures && map.points[n].pictured);
+  for (const each of map.visible) if (map.found.has(map.points[each[0]].id)) mark(each, gold, 3);
   const over = map.visible.find(([n]) => n === map.over);
-  if (over) ring(over[1], over[2], room(over[0]) + 2, ink);
+  if (over) mark(over, ink, 5);
 }
 
 function dot(kind, x, y, r, colour, alpha) {
@@ -141,11 +142,12 @@ function dot(kind, x, y, r, colour, alpha) {
   pen.globalAlpha = 1;
 }
 
-function ring(x, y, r, colour) {
-  pen.lineWidth = 2;
+function ring(x, y, r, colour, square) {
+  pen.lineWidth = square ? 3 : 2;
   pen.strokeStyle = colour;
   pen.beginPath();
-  pen.arc(x, y, r, 0, 2 * Math.PI);
+  if (square) pen.roundRect(x - r, y - r, 2 * r, 2 * r, 10);
+  else pen.arc(x, y, r, 0, 2 * Math.PI);
   pen.stroke();
 }
 
@@ -195,20 +197,27 @@ async function point(n, aloud = false) {
     map.items.set(id, reply.items[0]);
   }
   if (n !== map.over) return; // it has moved on
-  const item = map.items.get(id), words = make("p", "", named(item).slice(0, 120)), parts = [];
+  const item = map.items.get(id), words = make("p", "", short(named(item), 120)), parts = [];
+  const from = belongs(item, map.names[kind]);
   if (item.images.length) {
     const image = make("img");
     image.alt = "";
     image.src = thumbnail(item);
     parts.push(image);
   }
-  words.append(make("small", "", map.names[kind]));
+  words.append(make("small", "", from));
   by("tip").replaceChildren(...parts, words);
   by("tip").hidden = false;
-  if (aloud) by("point").textContent = `${named(item)}, ${map.names[kind]}`;
+  if (aloud) by("point").textContent = `${named(item)}, ${from}`;
   const [x, y] = at(map.points[n], size()), tip = by("tip").getBoundingClientRect(), box = size();
   by("tip").style.left = `${Math.max(6, Math.min(box.width - tip.width - 6, x + 16 + tip.width > box.width ? x - tip.width - 16 : x + 16))}px`;
   by("tip").style.top = `${Math.max(6, Math.min(box.height - tip.height - 6, y - tip.height / 2))}px`;
+}
+
+// Of a text its file, since its words do not tell it; then its source, where that is not the file.
+function belongs(item, source) {
+  const place = item.text ? where(item) : "";
+  return place.startsWith(source) ? place : [place, source].filter(Boolean).join(", ");
 }
 
 const nameOf = (n) => (map.items.has(map.points[n].id) ? named(map.items.get(map.points[n].id)) : "");

@@ -1,4 +1,5 @@
 // The search page. Whatever comes from the index or from a file is set as text or as a property, never as markup.
+import { card, fit, make, named, openReader, rove, short, thumbnail } from "/page/cards.js";
 import { openMap, markOnMap, mapShown } from "/page/map.js";
 
 const by = (id) => document.getElementById(id);
@@ -6,13 +7,6 @@ const AS_THEY_ARE = new Set(["image/png", "image/jpeg", "image/webp", "image/gif
 const SIDE = 1600; // pixels, of a picture that is too large to send as it is
 const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 const state = { about: null, picture: "", like: null, asked: 0, hits: [], before: null };
-
-export function make(tag, className = "", text = "") {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
-}
 
 export class Failed extends Error {
   constructor(message, status) {
@@ -51,17 +45,6 @@ export function say(id, text, failed = false) {
   by(id).classList.toggle("failed", failed);
 }
 
-// The address names what the picture shows: browsers keep it, and what has changed has another.
-export const thumbnail = ({ id, content }) => `/page/thumbnails/${id}${content ? `?of=${content}` : ""}`;
-
-export function named(item) {
-  if (item.text) return item.text;
-  const file = (item.images[0] ?? "").split("/").pop();
-  return file.replace(/\.[a-z0-9]+$/i, "").replace(/[-_]+/g, " ") || `item ${item.id}`;
-}
-
-const written = (score) => score.toFixed(3).replace("-", "−");
-
 // ---- what is asked ----
 
 function request(rerank, least = 1) {
@@ -98,6 +81,7 @@ async function search({ remember = true } = {}) {
     }
   } catch (error) {
     if (error.name === "AbortError" || number !== state.asked) return;
+    by("grid").classList.add("stale"); // not what was asked for now
     say("status", error.message, true);
   } finally {
     if (number === state.asked) by("grid").classList.remove("waiting");
@@ -115,7 +99,7 @@ function moves(hits, before) {
   const moved = read.filter((hit) => before.get(hit.id) !== hit.rank);
   if (!moved.length) return `The reranker read the first ${read.length} and left all where they were.`;
   const far = moved.reduce((a, b) => (before.get(a.id) - a.rank >= before.get(b.id) - b.rank ? a : b));
-  return `The reranker read the first ${read.length} and moved ${moved.length}; “${named(far).slice(0, 60)}” rose from ${before.get(far.id)} to ${far.rank}.`;
+  return `The reranker read the first ${read.length} and moved ${moved.length}; “${short(named(far), 60)}” rose from ${before.get(far.id)} to ${far.rank}.`;
 }
 
 async function sample() {
@@ -128,7 +112,9 @@ async function sample() {
     say("status", `${count} of ${state.about.items.toLocaleString("en")}, drawn at random: choose one, or ask for something.`);
     by("another").hidden = count === state.about.items;
   } catch (error) {
-    if (number === state.asked) say("status", error.message, true);
+    if (number !== state.asked) return;
+    by("grid").classList.add("stale");
+    say("status", error.message, true);
   }
 }
 
@@ -140,14 +126,16 @@ function show(hits, before) {
   const cards = [];
   for (const hit of hits) {
     if (before && hit.rank === state.about.depth + 1) cards.push(make("li", "cut", `The reranker has read the ${state.about.depth} above; these are where they were.`));
-    cards.push(card(hit, before));
+    cards.push(card(hit, before, state.about.depth));
   }
   grid.replaceChildren(...cards);
+  grid.classList.remove("stale");
   state.hits = hits;
   state.before = before;
   const all = [...grid.querySelectorAll(".hit")];
   const kept = all.find((each) => each.dataset.id === old);
-  all.forEach((each, n) => (each.tabIndex = each === (kept ?? all[0]) ? 0 : -1));
+  rove(all, kept ?? all[0]);
+  fit(grid);
   kept?.focus({ preventScroll: true });
   if (before && !STILL.matches) glide(all, places);
   markOnMap(hits);
@@ -159,51 +147,6 @@ function glide(cards, places) {
     if (!from || (from.left === to.left && from.top === to.top)) continue;
     card.animate([{ transform: `translate(${from.left - to.left}px, ${from.top - to.top}px)` }, { transform: "none" }], { duration: 420, easing: "cubic-bezier(.2,.8,.2,1)" });
   }
-}
-
-function card(hit, before) {
-  const place = make("li"), button = make("button", "hit");
-  button.type = "button";
-  button.dataset.id = hit.id;
-  button.append(frame(hit));
-  const label = make("span", "label");
-  label.append(make("span", "name", hit.images.length ? named(hit) : hit.source || "text"));
-  const said = [named(hit)];
-  if (hit.rank) {
-    button.append(make("span", "rank", String(hit.rank)));
-    label.append(make("span", "score", written(hit.score)));
-    said.unshift(`${hit.rank}.`);
-    said.push(`score ${written(hit.score)}`);
-  }
-  button.append(label);
-  if (before && hit.rank <= state.about.depth) {
-    const up = before.get(hit.id) - hit.rank;
-    button.append(make("span", "moved " + (up > 0 ? "up" : up < 0 ? "down" : "same"), up > 0 ? `▲ ${up}` : up < 0 ? `▼ ${-up}` : "="));
-    said.push(up > 0 ? `up ${up}` : up < 0 ? `down ${-up}` : "where it was");
-  } else if (before) place.className = "unread";
-  const more = make("span", "more", "More like this");
-  more.setAttribute("aria-hidden", "true");
-  button.append(more);
-  button.setAttribute("aria-label", `${said.join(", ")}. More like this`);
-  place.append(button);
-  return place;
-}
-
-function frame(hit) {
-  const made = make("span", "frame");
-  if (!hit.images.length) {
-    made.classList.add("words-only");
-    made.append(make("span", "", hit.text));
-    return made;
-  }
-  const image = make("img");
-  image.loading = "lazy";
-  image.decoding = "async";
-  image.alt = "";
-  image.addEventListener("error", () => made.replaceChildren(make("span", "lost", "picture that cannot be read")), { once: true });
-  image.src = thumbnail(hit);
-  made.append(image);
-  return made;
 }
 
 export function moreLike(item, name = "") {
@@ -226,13 +169,13 @@ function given(source, name = "") {
   by("preview").alt = state.like === null ? "The picture you search by" : "The item you search by";
   by("wording").textContent = name || "this text";
   const free = "Type words" + (state.about?.pictures ? ", or drop a picture" : "");
-  by("words").placeholder = state.like !== null ? "Type words to ask anew" : source ? "Add words, if you like" : free;
+  by("words").placeholder = state.like !== null ? "Ask anew" : source ? "Add words" : free;
 }
 
-function setPicture(url) {
+function setPicture(url, name = "") {
   state.picture = url;
   if (url) state.like = null;
-  given(url);
+  given(url, name);
 }
 
 const read = (blob) =>
@@ -257,7 +200,7 @@ async function takeFile(file) {
       canvas.getContext("2d").drawImage(drawn, 0, 0, canvas.width, canvas.height);
       picture = await new Promise((done) => canvas.toBlob(done, "image/png"));
     }
-    setPicture(await read(picture));
+    setPicture(await read(picture), file.name || "a picture");
     choose("found");
     search();
   } catch {
@@ -299,7 +242,7 @@ function choose(view) {
 }
 
 function gridKey(event) {
-  const all = [...by("grid").querySelectorAll(".hit")], here = all.indexOf(document.activeElement);
+  const all = [...by("grid").querySelectorAll(".hit")], here = all.findIndex((each) => each.parentElement.contains(document.activeElement));
   if (here < 0) return;
   const top = all[here].getBoundingClientRect(), middle = top.left + top.width / 2;
   const near = (rows) => rows.sort((a, b) => a.far - b.far || a.side - b.side)[0]?.n;
@@ -315,7 +258,7 @@ function gridKey(event) {
   event.preventDefault();
   if (next === undefined && event.key === "ArrowUp") by("words").focus();
   if (!all[next]) return;
-  all.forEach((each, n) => (each.tabIndex = n === next ? 0 : -1));
+  rove(all, all[next]);
   all[next].focus();
   all[next].scrollIntoView({ block: "nearest" });
 }
@@ -336,10 +279,16 @@ function listen() {
   });
   by("grid").addEventListener("keydown", gridKey);
   by("grid").addEventListener("click", (event) => {
-    const chosen = event.target.closest(".hit");
+    const chosen = event.target.closest("li")?.querySelector(".hit");
     const hit = chosen && state.hits.find((each) => each.id === chosen.dataset.id);
-    if (hit) moreLike(hit, named(hit));
+    if (!hit) return;
+    if (!event.target.closest(".read")) return moreLike(hit, named(hit));
+    rove([...by("grid").querySelectorAll(".hit")], chosen);
+    openReader(hit, () => moreLike(hit, named(hit)));
   });
+  by("reader-close").addEventListener("click", () => by("reader").close());
+  by("reader").addEventListener("click", (event) => event.target === by("reader") && by("reader").close()); // beside it
+  new ResizeObserver(() => fit(by("grid"))).observe(by("grid"));
   by("rerank").addEventListener("change", () => search());
   by("k").addEventListener("change", () => search({ remember: false }));
   by("another").addEventListener("click", sample);
@@ -348,6 +297,11 @@ function listen() {
     takeFile(by("file").files[0]);
     by("file").value = "";
   });
+  // The server reads the data when this page is first asked for, which takes a while.
+  by("negatives").addEventListener("click", (event) => {
+    if (!event.ctrlKey && !event.metaKey && !event.shiftKey) by("negatives").classList.add("opening"); // else another tab opens it
+  });
+  addEventListener("pageshow", () => by("negatives").classList.remove("opening"));
   by("drop").addEventListener("click", () => {
     state.like = null;
     setPicture("");
@@ -397,7 +351,7 @@ function listen() {
   });
   addEventListener("popstate", restore);
   by("unlock").addEventListener("submit", unlock);
-  by("preview").addEventListener("error", () => (by("preview").hidden = true)); // a text: its words stand there
+  by("preview").addEventListener("error", () => (by("preview").hidden = true)); // a text, or no picture: its words or its name stand there
 }
 
 async function unlock(event) {
