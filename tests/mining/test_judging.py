@@ -131,7 +131,8 @@ class TestNoUsableAnswer:
     def test_too_often_stops_with_the_reasons_and_loses_nothing(self, angled, tmp_path):
         examples, encoder = angled
         sick = SaysWhy(right, lambda q, i: "refused" if q.text == "sq3" else "cut off" if i.text == "st7" else "")
-        told = r"usable answer to (\d+) of (\d+) pairs, more than 2\.0% \((\d+) x refused; (\d+) x cut off\)\. .* raise max_unu"
+        told = r"usable answer to (\d+) of (\d+) pairs, more than 2\.0% \((\d+) x refused; (\d+) x cut off\)\. .* "
+        told += r"raise Mining\.max_unusable to do without"
         with pytest.raises(JudgeError, match=told) as error:
             mine(examples, encoder, sick, settings=Mining(depth=9, keep=9, selector=Hardest()), store=tmp_path)
         failed, among, refused, cut = map(int, re.search(told, str(error.value)).groups())

@@ -20,12 +20,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hardwon.errors import JudgeError, RecipeError
+from hardwon.errors import JudgeError, RecipeError, Unfinished
 from hardwon.items import Example, Item
 from hardwon.mining.calibration import Calibration, Canary, calibrate
 from hardwon.mining.choose import Found, grade
 from hardwon.mining.judgements import Answer, JudgementStore, Key
 from hardwon.mining.settings import Mining
+from hardwon.models.remote import RemoteJudge
 from hardwon.models.scorer import Judgements, ManyJudge, Pair, Scorer, YesNo, judgements, judgements_of_readable
 from hardwon.progress import bar, console
 from hardwon.randomness import generator
@@ -124,6 +125,7 @@ class _Asker:
         self.planned: set[Key] = set()
         self.failed: set[Key] = set()  # in this run: another run asks again
         self.missing = self.asked = 0
+        self._remote = isinstance(judge, RemoteJudge)
         self._name = functools.lru_cache(maxsize=1_000_000)(lambda item: item.key)
 
     def key(self, pair: Pair) -> Key:
@@ -143,8 +145,17 @@ class _Asker:
             console().print(f"judging {len(self.planned):,} pairs: all of them are known already", soft_wrap=True)
 
     def ask(self, groups: Sequence[Sequence[Pair]], what: str) -> None:
-        """Ask about every pair that is not known. The batches are the same however many are known."""
-        batches = _batches(groups)
+        """Ask about every pair that is not known. The batches are the same however many are known.
+
+        What a judge had answered of a batch when it failed is kept before the error goes on.
+        """
+        try:
+            self._ask_all(_batches(groups), what)
+        except Unfinished as error:
+            self.store.add([self.key(pair) for pair in error.pairs], error.said)
+            raise
+
+    def _ask_all(self, batches: list[list[Pair]], what: str) -> None:
         if not self.asked:  # the measured sample has no bar of ours around it: its result is printed
             while batches and not self.asked:
                 self._ask(batches.pop(0), "measuring the judge's pace")
@@ -206,9 +217,11 @@ class _Asker:
     def _refuse(self, failed: int, among: int) -> None:
         if failed <= self.most_unusable * among:
             return
+        also = " (and RemoteSettings.max_unusable, above which a server is given up)" if self._remote else ""
         raise JudgeError(
             f"the judge gave no usable answer to {failed} of {among} pairs, more than {self.most_unusable:.1%} "
-            f"({self.reasons()}). Mend it and run again: what was answered is kept. Or raise max_unusable to do without"
+            f"({self.reasons()}). Mend it and run again: what was answered is kept. Or raise Mining.max_unusable{also} to do "
+            "without"
         )
 
     def reasons(self) -> str:

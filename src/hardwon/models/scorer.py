@@ -124,7 +124,10 @@ class YesNo(Protocol):
         ...
 
     def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
-        """Judgements of (query, candidate) pairs, in their order."""
+        """Judgements of (query, candidate) pairs, in their order.
+
+        A judge whose answers cost something raises `hardwon.errors.Unfinished` where it fails halfway: those it had are kept.
+        """
         ...
 
 
