@@ -135,6 +135,11 @@ class YesNo(Protocol):
 class ManyJudge(YesNo, Protocol):
     """A judge that works at several batches at a time."""
 
+    @property
+    def at_once(self) -> int:
+        """How many."""
+        ...
+
     def judge_each(self, batches: Sequence[Sequence[Pair]], *, skip: bool) -> "Iterator[Judgements]":
         """Judgements of each batch, in their order; `skip`: as `judgements_of_readable`."""
         ...
