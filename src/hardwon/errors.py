@@ -11,6 +11,7 @@ HardwonError
 ├── TooLarge             a single item or pair that does not fit into memory (also a ModelError)
 ├── Diverged             a loss or gradient that is not finite; names the step and the queries
 ├── JudgeError           a judge that cannot be believed or cannot be reached
+├── Unfinished           a judge that stopped halfway, with what it had answered (also a JudgeError)
 └── MissingExtra         an optional package; names what to install
 
 Two are none of these, so that nothing that skips errors goes on after them: `ProcessLost`, where processes train together and
@@ -56,6 +57,19 @@ class TooLarge(ModelError):
 
 class JudgeError(HardwonError):
     """A judge that cannot be believed or cannot be reached."""
+
+
+class Unfinished(JudgeError):
+    """A judge that stopped before it had answered all that it was asked. What it did answer may have been paid for.
+
+    Attributes:
+        pairs: the (query, candidate) pairs that were answered.
+        said: its `Judgements` of them, in this order.
+    """
+
+    def __init__(self, reason: str, pairs: Sequence[Any], said: Any):
+        self.pairs, self.said = tuple(pairs), said
+        super().__init__(reason)
 
 
 class MissingExtra(HardwonError, ImportError):

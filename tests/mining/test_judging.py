@@ -55,6 +55,67 @@ def test_one_line_says_beforehand_what_it_takes(pairs, encoder, capsys, monkeypa
     assert f"{total:,} known already, {len(more.asked)} to ask" in told
 
 
+class Sharing:
+    """The first pair of a query within a call costs 10 s, each other one of it 1 s and 10 tokens."""
+
+    fingerprint = "sharing"
+
+    def __init__(self):
+        self.now, self.calls, self.costs = 0.0, [], {"tokens": 0}
+
+    def judge(self, pairs, *, progress=""):
+        self.calls.append((len(pairs), len(pairs) + 9.0 * len({query for query, _ in pairs})))
+        self.now += self.calls[-1][1]
+        self.costs["tokens"] += 10 * len(pairs)
+        return Judgements(np.array([right(*pair) for pair in pairs], dtype=np.float32), np.zeros(len(pairs), dtype=np.float32))
+
+
+class Several(Sharing):
+    """Three of these, each as fast."""
+
+    at_once = 3
+
+    def judge_each(self, batches, *, skip):
+        for n, batch in enumerate(batches):
+            now = self.now
+            yield self.judge(batch)
+            self.now = now + (self.calls[-1][1] if n % 3 == 2 else 0.0)
+
+
+def told_by(judge, examples, encoder, capsys, monkeypatch):
+    """What was said to be left, and the seconds that it was to take: after the first pairs, and after the first queries."""
+    monkeypatch.setattr(asking, "BATCH", 40)
+    monkeypatch.setattr(asking, "time", SimpleNamespace(perf_counter=lambda: judge.now))
+    mine(examples, encoder(dim=3), judge, settings=Mining(depth=30, keep=2))
+    said = capsys.readouterr().err
+    lines = re.findall(r"so the other ([\d,]+) will take about (\d+):(\d+):(\d+)(.*), ([\d,]+) tokens", said)
+    assert len(lines) == 2
+    assert re.search(r"\nquery by query the first \d+ pairs took", said)
+    assert all(int(line[5].replace(",", "")) == 10 * int(line[0].replace(",", "")) for line in lines)
+    return [(int(n.replace(",", "")), 3600 * int(h) + 60 * int(m) + int(s), who) for n, h, m, s, who, _ in lines]
+
+
+def test_the_pace_is_measured_again_where_pairs_share_a_query(pairs, encoder, capsys, monkeypatch):
+    judge = Sharing()
+    first, second = told_by(judge, pairs(40), encoder, capsys, monkeypatch)
+    calls = [count for count, _ in judge.calls]
+    assert calls[:3] == [40, 40, 32]  # the calibration
+    assert first[:2] == (sum(calls[1:]), pytest.approx(sum(calls[1:]) * judge.calls[0][1] / 40, abs=1))
+    assert second[0] == sum(calls[4:])
+    assert second[1] == pytest.approx(sum(cost for _, cost in judge.calls[4:]), rel=0.1)
+    assert first[1] > 5 * second[1]
+
+
+def test_the_estimate_counts_with_all_workers(pairs, encoder, capsys, monkeypatch):
+    judge = Several()
+    first, second = told_by(judge, pairs(40), encoder, capsys, monkeypatch)
+    calls = [count for count, _ in judge.calls]
+    assert first == (sum(calls[1:]), pytest.approx(sum(calls[1:]) * judge.calls[0][1] / 40 / 3, abs=1), " with 3 workers")
+    assert second[0] == sum(calls[3 + 3 :])
+    assert second[1] == pytest.approx(sum(cost for _, cost in judge.calls[6:]) / 3, rel=0.15)
+    assert second[2] == " with 3 workers"
+
+
 class TestBudget:
     def test_is_never_exceeded_and_spent_where_the_embedder_is_in_doubt(self, angled):
         examples, encoder = angled
@@ -143,7 +204,8 @@ class TestNoUsableAnswer:
     def test_too_often_stops_with_the_reasons_and_loses_nothing(self, angled, tmp_path):
         examples, encoder = angled
         sick = SaysWhy(right, lambda q, i: "refused" if q.text == "sq3" else "cut off" if i.text == "st7" else "")
-        told = r"usable answer to (\d+) of (\d+) pairs, more than 2\.0% \((\d+) x refused; (\d+) x cut off\)\. .* raise max_unu"
+        told = r"usable answer to (\d+) of (\d+) pairs, more than 2\.0% \((\d+) x refused; (\d+) x cut off\)\. .* "
+        told += r"raise Mining\.max_unusable to do without"
         with pytest.raises(JudgeError, match=told) as error:
             mine(examples, encoder, sick, settings=Mining(depth=9, keep=9, selector=Hardest()), store=tmp_path)
         failed, among, refused, cut = map(int, re.search(told, str(error.value)).groups())

@@ -1,6 +1,7 @@
 """Stages by several real workers: what comes of them is that of one process, byte for byte, also when a worker is killed."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -96,11 +97,14 @@ def mined(folder, data, tiny_text, judge, workers=None, **more):
     return files(folder)
 
 
-def test_mining_while_a_worker_is_killed(data, tmp_path, tiny_text, reranker):
+def test_mining_while_a_worker_is_killed(data, tmp_path, tiny_text, reranker, capsys):
     truth = mined(tmp_path / "one", data, tiny_text, str(reranker))
+    assert "workers" not in capsys.readouterr().err
     assert {"negatives/examples.jsonl", "negatives/ledger.parquet"} < truth.keys()
     with killing(tmp_path / "two/work", "judge") as killed:
         made = mined(tmp_path / "two", data, tiny_text, str(reranker), Workers(2))
+    told = re.findall(r"the first \d+ (?:pairs )?took .* will take about \S+ with 2 workers", capsys.readouterr().err)
+    assert len(told) == 2
     assert killed
     assert made.keys() == truth.keys()
     assert [name for name in truth if made[name] != truth[name]] == []

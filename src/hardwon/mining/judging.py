@@ -1,31 +1,34 @@
 """What a judge says of what was retrieved: first whether it can be believed, then pair by pair, each pair once.
 
 The calibration is judged before anything else, so that a judge that knows nothing costs little. Its first batch is timed, and
-one line says how many pairs there are, how many are known already, and what the others will take.
+one line says how many pairs there are, how many are known already, and what the others will take. The pairs of a calibration
+share nothing, and a judge may read those of one query faster, so the first queries are timed again.
 
 With a budget, the candidates whose judgement says most come first: those near the top of the list whose similarity is near the
 positive's. There the embedder is in doubt, and there both the hardest negatives and the false ones are.
 """
 
+import contextlib
 import datetime
 import functools
 import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hardwon.errors import JudgeError, RecipeError
+from hardwon.errors import JudgeError, RecipeError, Unfinished
 from hardwon.items import Example, Item
 from hardwon.mining.calibration import Calibration, Canary, calibrate
 from hardwon.mining.choose import Found, grade, positives
 from hardwon.mining.judgements import Answer, JudgementStore, Key
 from hardwon.mining.settings import Mining
+from hardwon.models.remote import RemoteJudge
 from hardwon.models.scorer import Judgements, ManyJudge, Pair, Scorer, YesNo, judgements, judgements_of_readable, name_of
 from hardwon.progress import bar, console
 from hardwon.randomness import generator
@@ -73,7 +76,7 @@ def judge_all(
     asker.ask([[pair] for pair in shuffled], "calibrating the judge")
     calibration = _calibration(checks, asker)
     believe(calibration, settings)
-    asker.ask(wanted, "judging")
+    asker.ask(wanted, "judging", by_query=True)
     asker.finish()
     # With what earlier rounds have learnt, which costs nothing, whatever the budget.
     all_pairs = (
@@ -125,6 +128,7 @@ class _Asker:
         self.planned: set[Key] = set()
         self.failed: set[Key] = set()  # in this run: another run asks again
         self.missing = self.asked = 0
+        self._remote = isinstance(judge, RemoteJudge)
         self._name = functools.lru_cache(maxsize=1_000_000)(lambda item: item.key)
 
     def key(self, pair: Pair) -> Key:
@@ -143,17 +147,34 @@ class _Asker:
         if not self.missing:
             console().print(f"judging {len(self.planned):,} pairs: all of them are known already", soft_wrap=True)
 
-    def ask(self, groups: Sequence[Sequence[Pair]], what: str) -> None:
-        """Ask about every pair that is not known. The batches are the same however many are known."""
-        batches = _batches(groups)
-        if not self.asked:  # the measured sample has no bar of ours around it: its result is printed
-            while batches and not self.asked:
-                self._ask(batches.pop(0), "measuring the judge's pace")
+    def ask(self, groups: Sequence[Sequence[Pair]], what: str, *, by_query: bool = False) -> None:
+        """Ask about every pair that is not known. The batches are the same however many are known.
+
+        What a judge had answered of a batch when it failed is kept before the error goes on.
+
+        Args:
+            groups: what is asked together.
+            what: name of the bar.
+            by_query: whether each group is all that is asked about a query. A judge may read that faster than single pairs,
+                so its pace is measured again.
+        """
+        try:
+            self._ask_all(_batches(groups), what, by_query)
+        except Unfinished as error:
+            self.store.add([self.key(pair) for pair in error.pairs], error.said)
+            raise
+
+    def _ask_all(self, batches: list[list[Pair]], what: str, by_query: bool) -> None:
+        many, before = self.judge if isinstance(self.judge, ManyJudge) else None, self.asked
+        if not before or (by_query and many is None):  # the sample has a bar of the judge's own: what comes of it is printed
+            while batches and self.asked == before:
+                with self._measuring(by_query, at_once=1 if many is None else many.at_once):
+                    self._ask(batches.pop(0), "measuring the judge's pace")
+        if many is not None:
+            self._ask_many(many, batches, what, by_query)
+            return
         total = sum(len(batch) for batch in batches)
         with bar(what, total, "pairs", shown=total > 0) as advance:
-            if isinstance(self.judge, ManyJudge):
-                self._ask_many(self.judge, batches, advance)
-                return
             for batch in batches:
                 self._ask(batch)
                 advance(len(batch))
@@ -161,39 +182,42 @@ class _Asker:
     def _fresh(self, batch: Sequence[Pair]) -> dict[Key, Pair]:
         return {key: pair for pair in batch if (key := self.key(pair)) not in self.store and key not in self.failed}
 
-    def _ask_many(self, judge: ManyJudge, batches: Sequence[Sequence[Pair]], advance: Callable[[int], None]) -> None:
+    def _ask_many(self, judge: ManyJudge, batches: Sequence[Sequence[Pair]], what: str, by_query: bool) -> None:
         """As one after the other: the same batches, without what an earlier one asks."""
         asked: set[Key] = set()
         parts: list[dict[Key, Pair]] = []
         for batch in batches:
             parts.append({key: pair for key, pair in self._fresh(batch).items() if key not in asked})
             asked |= parts[-1].keys()
-        worked = [part for part in parts if part]
-        advance(sum(map(len, batches)) - len(asked))
-        if worked:
-            answers = judge.judge_each([list(part.values()) for part in worked], skip=self.skip)
-            for part, said in zip(worked, answers, strict=True):
+        parts = [part for part in parts if part]
+        known, total = sum(map(len, batches)) - len(asked), sum(map(len, batches))
+        if by_query and len(parts) > judge.at_once:
+            sample, parts = parts[: judge.at_once], parts[judge.at_once :]
+            count = sum(map(len, sample))
+            with self._measuring(by_query), bar("measuring the judge's pace", count, "pairs") as advance:
+                self._keep_each(judge, sample, advance)
+            total -= count
+        with bar(what, total, "pairs", shown=total > 0) as advance:
+            advance(known)
+            self._keep_each(judge, parts, advance)
+
+    def _keep_each(self, judge: ManyJudge, parts: Sequence[Mapping[Key, Pair]], advance: Callable[[int], None]) -> None:
+        if parts:
+            answers = judge.judge_each([list(part.values()) for part in parts], skip=self.skip)
+            for part, said in zip(parts, answers, strict=True):
                 self._keep(part, said)
                 advance(len(part))
 
     def _ask(self, batch: Sequence[Pair], progress: str = "") -> None:
-        fresh = self._fresh(batch)
-        if not fresh:
-            return
-        first, used, clock = not self.asked, self._costs(), time.perf_counter()
-        said = (judgements_of_readable if self.skip else judgements)(self.judge, list(fresh.values()), progress=progress)
-        seconds = time.perf_counter() - clock
-        self._keep(fresh, said, refuse=not first)
-        if first:
-            self._estimate(len(fresh), seconds, {name: n - used.get(name, 0) for name, n in self._costs().items()})
-            self._refuse_early()
+        if fresh := self._fresh(batch):
+            ask = judgements_of_readable if self.skip else judgements
+            self._keep(fresh, ask(self.judge, list(fresh.values()), progress=progress))
 
-    def _keep(self, fresh: Mapping[Key, Pair], said: Judgements, *, refuse: bool = True) -> None:
+    def _keep(self, fresh: Mapping[Key, Pair], said: Judgements) -> None:
         self.store.add(list(fresh), said)
         self.asked += len(fresh)
         self.failed |= {key for key in fresh if key not in self.store}
-        if refuse:
-            self._refuse_early()
+        self._refuse_early()
 
     def _refuse_early(self) -> None:
         if self.asked >= EARLY:
@@ -207,9 +231,11 @@ class _Asker:
     def _refuse(self, failed: int, among: int) -> None:
         if failed <= self.most_unusable * among:
             return
+        also = " (and RemoteSettings.max_unusable, above which a server is given up)" if self._remote else ""
         raise JudgeError(
             f"the judge gave no usable answer to {failed} of {among} pairs, more than {self.most_unusable:.1%} "
-            f"({self.reasons()}). Mend it and run again: what was answered is kept. Or raise max_unusable to do without"
+            f"({self.reasons()}). Mend it and run again: what was answered is kept. Or raise Mining.max_unusable{also} to do "
+            "without"
         )
 
     def reasons(self) -> str:
@@ -220,14 +246,33 @@ class _Asker:
     def _costs(self) -> dict[str, int]:
         return dict(self.judge.costs) if isinstance(self.judge, Metered) else {}
 
-    def _estimate(self, sample: int, seconds: float, used: Mapping[str, int]) -> None:
-        left = self.missing - sample
+    @contextlib.contextmanager
+    def _measuring(self, by_query: bool, at_once: int = 1) -> Iterator[None]:
+        """Print how long the others will take, going by what is asked within the block; nothing if nothing was.
+
+        Args:
+            by_query: as of `ask`.
+            at_once: so many batches will be worked at at a time, and within the block one is.
+        """
+        before, used, clock = self.asked, self._costs(), time.perf_counter()
+        yield
+        seconds, sample, left = time.perf_counter() - clock, self.asked - before, self.missing - self.asked
+        if not sample or (before and not left):
+            return
+        many = self.judge.at_once if isinstance(self.judge, ManyJudge) else 1
+        takes = left * seconds / sample / max(1, min(at_once, math.ceil(left / BATCH)))
+        costs = "".join(f", {round(left * (n - used.get(name, 0)) / sample):,} {name}" for name, n in self._costs().items())
+        told = (
+            f"{sample:,} {'pairs ' if before else ''}took {seconds:,.1f} s, so the other {left:,} will take about "
+            f"{datetime.timedelta(seconds=round(takes))}{f' with {many} workers' if many > 1 else ''}{costs}"
+        )
+        if before:
+            console().print(f"query by query the first {told}", soft_wrap=True)
+            return
         known = len(self.planned) - self.missing
-        takes = datetime.timedelta(seconds=round(left * seconds / sample))
-        costs = "".join(f", {round(left * n / sample):,} {name}" for name, n in used.items())
+        less = "" if by_query else "; less where the pairs of a query share work: that is measured next"
         console().print(
-            f"judging {len(self.planned):,} pairs: {known:,} known already, {self.missing:,} to ask; the first {sample:,} took "
-            f"{seconds:,.1f} s, so the other {left:,} will take about {takes}{costs}",
+            f"judging {len(self.planned):,} pairs: {known:,} known already, {self.missing:,} to ask; the first {told}{less}",
             soft_wrap=True,
         )
 

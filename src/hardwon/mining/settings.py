@@ -34,7 +34,8 @@ class Mining:
         queries: mine for so many examples, drawn evenly over the sources; None for all.
         rest: give back the examples that were not mined for as well, as they are.
         min_auc: refuse a judge that tells gold from random worse than this, before it is asked about anything else.
-        max_unusable: stop when the judge gives no usable answer to more than this share of the pairs.
+        max_unusable: stop when the judge gives no usable answer to more than this share of the pairs. A judge behind a server
+            stops by itself above `RemoteSettings.max_unusable`.
         budget: judge so many pairs at most, in all: positives and the pairs of the calibration first, then the candidates
             that say most (see `hardwon.mining.judging`). What is known from earlier rounds counts as well, so that an
             interrupted run ends where an undisturbed one does, and is used even beyond the budget. None for all.

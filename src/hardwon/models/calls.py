@@ -43,7 +43,8 @@ class RemoteSettings:
         budget: calls allowed in the life of the judge, tries included; None: any number.
         top_logprobs: first tokens that the server lists; some allow fewer than 20.
         least: probability that Yes and No must have together; an answer below is none.
-        max_unusable: share of pairs without a usable answer above which judging stops.
+        max_unusable: share of the pairs of one call of `judge` without a usable answer above which it stops. Mining asks for
+            some 256 pairs at a time, and stops by itself above `Mining.max_unusable` of all pairs.
         max_pixels: width x height that a picture is scaled down to before it is sent; None sends it in its size.
         key_variable: environment variable that holds the key of the server; "" sends none. The key itself is never kept
             in settings, shown or stored.
@@ -258,7 +259,7 @@ class Server:
         if self.settings.budget is not None and self.usage.calls >= self.settings.budget:
             raise JudgeError(
                 f"the budget of {self.settings.budget} calls is used up: {self.usage.pairs} pairs were judged, with "
-                f"{self.usage.retries} tries after a failure. Raise it, or ask about fewer pairs"
+                f"{self.usage.retries} tries after a failure. Raise RemoteSettings.budget, or ask about fewer pairs"
             )
         self.usage.calls += 1
 

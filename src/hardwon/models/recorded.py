@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hardwon.artifacts import checksum, fingerprint
-from hardwon.errors import JudgeError
+from hardwon.errors import JudgeError, Unfinished
 from hardwon.models.question import Question
 from hardwon.models.scorer import Judgements, Pair, Scorer, YesNo, judgements, name_of
 
@@ -103,8 +103,16 @@ class _Recording:
         return name_of(self.judged_by)
 
     def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
-        """What the judge says, which is then at the end of the file, too."""
-        made = judgements(self.judged_by, pairs, progress=progress)
+        """What the judge says, which is then at the end of the file, too; also what it had said when it failed."""
+        try:
+            made = judgements(self.judged_by, pairs, progress=progress)
+        except Unfinished as error:
+            self._write(error.pairs, error.said)
+            raise
+        self._write(pairs, made)
+        return made
+
+    def _write(self, pairs: Sequence[Pair], made: Judgements) -> None:
         lines = []
         for n, (query, item) in enumerate(pairs):
             yes, no = (None if n in made.problems else float(values[n]) for values in (made.yes, made.no))
@@ -112,7 +120,6 @@ class _Recording:
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("".join(lines))
-        return made
 
 
 def record(judge: YesNo | Scorer, path: str | Path) -> YesNo:

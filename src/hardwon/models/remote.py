@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import httpx2
 import numpy as np
 
 from hardwon.artifacts import fingerprint
-from hardwon.errors import BadMedia, JudgeError
+from hardwon.errors import BadMedia, JudgeError, Unfinished
 from hardwon.items import Picture, picture_key
 from hardwon.models.calls import Failed, RemoteSettings, Server, Usage
 from hardwon.models.question import Question, Shown, messages, parts
@@ -91,25 +91,30 @@ class RemoteJudge:
 
         Raises:
             JudgeError: the server is gone for longer than `patience_s`, refuses, or too many answers are unusable
-                (`max_unusable`); or the budget of calls is used up.
+                (`max_unusable`); or the budget of calls is used up. What was answered before comes with it: `Unfinished`.
             BadMedia: a picture that is not there.
         """
         place: dict[tuple[str, str], int] = {}
         keys = [(query.key, item.key) for query, item in pairs]
         rows = [place.setdefault(key, len(place)) for key in keys]
         distinct = list(dict(zip(keys, pairs, strict=True)).values())
+        answers: dict[int, Answer] = {}
         started = time.monotonic()
         try:
             with bar(progress, len(distinct), "pairs", shown=bool(progress)) as advance:
-                answers = _run(self._all(distinct, warm_first([query for query, _ in place]), advance))
+                _run(self._all(distinct, warm_first([query for query, _ in place]), answers, advance))
+        except JudgeError as error:
+            if not answers:
+                raise
+            raise Unfinished(str(error), [distinct[n] for n in answers], _judgements(answers.values())) from error
         finally:
             self.usage.seconds += time.monotonic() - started
-        yes = np.array([answers[row].yes for row in rows], dtype=np.float32)
-        no = np.array([answers[row].no for row in rows], dtype=np.float32)
-        return Judgements(yes, no, {n: answers[row].problem for n, row in enumerate(rows) if answers[row].problem})
+        return _judgements(answers[row] for row in rows)
 
-    async def _all(self, pairs: Sequence[Pair], order: Sequence[int], advance: Callable[..., None]) -> dict[int, Answer]:
-        made: dict[int, Answer] = {}
+    async def _all(
+        self, pairs: Sequence[Pair], order: Sequence[int], made: dict[int, Answer], advance: Callable[..., None]
+    ) -> None:
+        """Ask about pairs in this order. The answers are in `made`, by place, as they come, and stay there after an error."""
         problems: list[str] = []
         waiting = iter(order)
 
@@ -129,7 +134,6 @@ class RemoteJudge:
                         group.create_task(work(client))
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
-        return made
 
     async def _one(self, client: httpx2.AsyncClient, pair: Pair, tell: Callable[[str], None]) -> Answer:
         try:
@@ -170,9 +174,17 @@ class RemoteJudge:
         shown = "\n".join(f"  {problem}" for problem in problems[:EXAMPLES])
         raise JudgeError(
             f"{self.model} at {self._server.url} gave no usable answer to {len(problems)} of {asked} pairs, more than "
-            f"max_unusable={self.settings.max_unusable:g} allows:\n{shown}\nMend the server or take another model; `fields` "
-            "adds what a model needs to answer at once, such as {'chat_template_kwargs': {'enable_thinking': False}}"
+            f"RemoteSettings.max_unusable={self.settings.max_unusable:g} allows:\n{shown}\nMend the server or take another "
+            "model; `fields` adds what a model needs to answer at once, such as "
+            "{'chat_template_kwargs': {'enable_thinking': False}}. Or raise RemoteSettings.max_unusable (for mining "
+            "Mining.max_unusable as well)"
         )
+
+
+def _judgements(answers: Iterable[Answer]) -> Judgements:
+    answers = list(answers)
+    yes, no = (np.array([getattr(answer, side) for answer in answers], dtype=np.float32) for side in ("yes", "no"))
+    return Judgements(yes, no, {n: answer.problem for n, answer in enumerate(answers) if answer.problem})
 
 
 def warm_first(queries: Sequence[str]) -> list[int]:

@@ -124,7 +124,10 @@ class YesNo(Protocol):
         ...
 
     def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
-        """Judgements of (query, candidate) pairs, in their order."""
+        """Judgements of (query, candidate) pairs, in their order.
+
+        A judge whose answers cost something raises `hardwon.errors.Unfinished` where it fails halfway: those it had are kept.
+        """
         ...
 
 
@@ -146,6 +149,11 @@ def name_of(judge: object) -> str:
 @runtime_checkable
 class ManyJudge(YesNo, Protocol):
     """A judge that works at several batches at a time."""
+
+    @property
+    def at_once(self) -> int:
+        """How many."""
+        ...
 
     def judge_each(self, batches: Sequence[Sequence[Pair]], *, skip: bool) -> "Iterator[Judgements]":
         """Judgements of each batch, in their order; `skip`: as `judgements_of_readable`."""

@@ -96,6 +96,11 @@ class SpreadJudge:
         """As `YesNo.fingerprint`."""
         return self.inner.fingerprint
 
+    @property
+    def at_once(self) -> int:
+        """As `ManyJudge.at_once`."""
+        return self.workers.count
+
     def judge(self, pairs: Sequence[Pair], *, progress: str = "") -> Judgements:
         """As `YesNo.judge`, by this process."""
         return judgements(self.inner, pairs, progress=progress)
