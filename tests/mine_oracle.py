@@ -131,10 +131,10 @@ def with_a_judge(rows, fields):
     for row, (before, after) in enumerate(zip(data, mined.examples, strict=True)):
         lines = looked_at(mined, row)
         check(before, after, lines, how)
-        grade = sigmoid(odds_by_hash(before.query, before.gold[0]))
+        bar = np.median([sigmoid(odds_by_hash(before.query, item)) for item in set(before.gold)])
         asked = [item for item, _, _ in expected[row]][: how.judged]
         # Copies of a likely positive go with it.
-        false = {item.content for item in asked if sigmoid(odds_by_hash(before.query, item)) > grade - how.beta}
+        false = {item.content for item in asked if sigmoid(odds_by_hash(before.query, item)) > bar - how.beta}
         assert after.related == before.related | false
         for place, (entry, (item, _, _)) in enumerate(zip(lines, expected[row], strict=True)):
             if place >= len(asked):
@@ -143,9 +143,12 @@ def with_a_judge(rows, fields):
             odds = odds_by_hash(before.query, item)
             assert entry.yes - entry.no == pytest.approx(odds, abs=1e-5)
             assert entry.grade == pytest.approx(sigmoid(odds), abs=2e-6)
-            assert entry.gold_grade == pytest.approx(grade, abs=2e-6)
+            others = [item for item in dict.fromkeys(before.gold) if item != before.gold[0]]
+            said = [entry.gold_grade, *(one.grade for one in entry.other_golds)]
+            graded = [sigmoid(odds_by_hash(before.query, item)) for item in (before.gold[0], *others)]
+            assert said == pytest.approx(graded, abs=2e-6)
             assert (entry.verdict == "rejected") == (entry.content in false)
-        judged = {item.key: sigmoid(odds_by_hash(before.query, item)) for item in (before.gold[0], *asked) if asked}
+        judged = {item.key: sigmoid(odds_by_hash(before.query, item)) for item in (*before.gold, *asked) if asked}
         for was, now in zip(before.candidates, after.candidates, strict=False):
             assert now.relevance == pytest.approx(judged.get(was.item.key, was.relevance), abs=2e-6)
 

@@ -68,6 +68,42 @@ def test_without_a_judgement_of_the_positive_nothing_can_be_decided():
         assert chosen.example.candidates[0].relevance is None
 
 
+def several(count, *golds):
+    """As `one`, with several positives."""
+    example, found = one(count)
+    return Example(example.query, tuple(Candidate(Item(text=text), origin="gold") for text in golds), "s"), found
+
+
+@pytest.mark.parametrize(
+    ("golds", "bar"),
+    [
+        ((0.9,), 0.8),
+        ((0.9, 0.5), 0.6),  # half-way
+        ((0.02, 0.9, 0.8), 0.7),  # a wrong label in front does not move it far
+        ((0.8, 0.9, 0.02), 0.7),
+        ((None, 0.9), 0.8),  # one without a judgement does not count
+    ],
+)
+def test_of_several_positives_the_median_sets_the_bar(golds, bar):
+    example, found = several(2, *(f"gold {n}" for n in range(len(golds))))
+    chosen = select(example, found, judged(*golds, bar + 0.01, bar - 0.01), SURE)
+    assert [e.verdict for e in chosen.entries] == ["rejected", "kept"]
+    assert [e.bar for e in chosen.entries] == pytest.approx([bar] * 2)
+    graded = [None if g is None else pytest.approx(g) for g in golds]
+    assert [c.relevance for c in chosen.example.candidates] == [*graded, pytest.approx(bar - 0.01)]
+    assert [[e.gold_grade, *(said.grade for said in e.other_golds)] for e in chosen.entries] == [graded] * 2
+
+
+def test_only_where_no_positive_has_a_judgement_can_nothing_be_decided():
+    example, found = several(2, "one", "other", "one")
+    chosen = select(example, found, judged(None, None, 0.2, 0.1, problems={1: "HTTP 500"}), PAPER)
+    assert kept(chosen) == []
+    assert chosen.counts == ("positive without a usable judgement", "none chosen")
+    assert [(e.bar, e.gold_problem, [said.problem for said in e.other_golds]) for e in chosen.entries] == [
+        (None, "", ["HTTP 500"])
+    ] * 2
+
+
 def test_too_few_survivors_are_counted_and_by_default_left_too_few():
     example, found = one(4)
     chosen = select(example, found, judged(0.9, 0.85, 0.2, 0.88, 0.1), SURE)

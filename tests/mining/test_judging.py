@@ -76,6 +76,18 @@ class TestBudget:
         own = {e.candidate for e in judged if e.row == 9}
         assert examples[8].gold[0].key in own or len(own) < 4
 
+    def test_reaches_for_every_positive(self, angled):
+        examples, encoder = angled
+        second = Candidate(Item(text="st0 in other words"), origin="gold")
+        examples = (examples[0].adding([second, second]), *examples[1:])
+        with pytest.raises(RecipeError, match="the positives and the calibration, 31 pairs"):
+            mine(examples, encoder, SaysWhy(right), settings=Mining(depth=8, budget=30))
+        few = SaysWhy(right)
+        mined = mine(examples, encoder, few, settings=Mining(depth=8, budget=31))
+        assert len(few.asked) == 31
+        assert (examples[0].query, second.item) in few.asked
+        assert all(c.relevance is not None for c in mined.examples[0].candidates if c.origin == "gold")
+
     def test_rank_and_margin_decide(self, encoder):
         """One query: similarities 0.9, 0.8, ... and a positive at 0.6; doubt = (1 + rank) * (0.05 + |margin|)."""
         texts = [f"t{n}" for n in range(6)]

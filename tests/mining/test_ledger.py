@@ -6,12 +6,14 @@ import pytest
 
 from hardwon.errors import ArtifactError
 from hardwon.mining import Entry, ledger, read_ledger
+from hardwon.mining.ledger import Said
 
 KEYS = (3, "s", "q" * 32, "c" * 32, "d" * 32, 7, 0.5, 0.75)
 JUDGED = Entry(*KEYS, -1.25, 0.5, 0.25, "", 2.5, 0.5, 0.75, "", "kept", "cyclic")
 PLAIN = dataclasses.replace(
     JUDGED, yes=None, no=None, grade=None, problem="HTTP 500", gold_yes=None, gold_no=None, gold_grade=None,
-    gold_problem="no answer", verdict="spare", rule="not selected",
+    gold_problem="no answer", verdict="spare", rule="not selected", bar=0.625,
+    other_golds=(Said(0.5, -0.5, 0.75, ""), Said(None, None, None, "HTTP 500")),
 )  # fmt: skip
 
 

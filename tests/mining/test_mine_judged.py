@@ -50,6 +50,27 @@ def test_the_rule_against_hand_values(angled, judging):
     ]
 
 
+def test_every_positive_is_judged_once(angled, judging):
+    examples, encoder = angled
+    second = Candidate(Item(text="zero"), origin="gold")
+    examples = (examples[0].adding([second, second]), *examples[1:])
+    grades = {"st0": 0.5, "zero": 0.9, "st1": 0.61, "st2": 0.59}
+
+    def rule(query, item):
+        return odds(grades[item.text]) if query.text == "sq0" and item.text in grades else right(query, item)
+
+    judge = judging(rule)
+    mined = mine(examples, encoder, judge, settings=Mining(depth=3, keep=9, min_auc=0.0))
+    asked = [(q.key, i.key) for batch in judge.asked for q, i in batch]
+    assert asked.count((examples[0].query.key, second.item.key)) == 1
+    assert len(asked) == len(set(asked))
+    lines = [e for e in mined.ledger if e.row == 0]
+    assert [e.verdict for e in lines] == ["rejected", "kept", "kept"]  # the bar is the median, 0.7, less 0.1
+    assert [e.bar for e in lines] == pytest.approx([0.6] * 3, abs=1e-5)
+    gold = [c.relevance for c in mined.examples[0].candidates if c.origin == "gold"]
+    assert gold == pytest.approx([0.5, 0.9, 0.9], abs=1e-5)
+
+
 def test_negatives_that_were_given_are_judged_and_not_doubled(angled, judging):
     examples, encoder = angled
     given = (Candidate(Item(text="st1")), Candidate(Item(text="st2"), 0.5), Candidate(Item(text="st7"), 0.3))

@@ -51,7 +51,9 @@ def test_the_same_bytes_as_mining_or_a_refusal(old, new, how, pairs, encoder, ju
     judge, queries = how
     old, new = (Mining(**(d | {"selector": SELECTORS[d["selector"]]}), queries=queries, min_auc=0.0) for d in (old, new))
     examples = (*pairs(7, "a", related={0: ["at3"]}), *pairs(2, "b"))
-    examples = (examples[0].adding([Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]), *examples[1:])
+    negatives = [Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]
+    positives = [Candidate(Item(text=text), origin="gold") for text in ("at6", "a third one", "at6")]
+    examples = (examples[0].adding(more), examples[1].adding(positives), *examples[2:])
     model, rule = encoder(dim=3), judging(by_hash) if judge else None
 
     def again():
@@ -87,6 +89,31 @@ def more(made, old, new):
 
 
 def test_pictures_that_lie_in_several_files_keep_their_names(encoder, tmp_path):
+def test_a_lower_ceiling_with_less_depth_takes_the_next_ones(angled, judging, by_hash, tmp_path):
+    """Of nine candidates two or three lie above it."""
+    examples, encoder = angled
+    made = mine(examples, encoder, judging(by_hash), settings=WIDE)
+    lower = dataclasses.replace(WIDE, depth=5, ceiling=0.98)
+    found = files(reselect(made, examples, settings=lower), tmp_path / "reselected")
+    again = mine(examples, encoder, judging(by_hash), settings=lower)
+    assert found == files(again, tmp_path / "mined")
+    assert {e.rank for e in again.ledger} == set(range(5)) and max(e.similarity for e in again.ledger) < 0.98
+    with pytest.raises(RecipeError, match=r"has 5 candidates of example 0, and depth is to be 8: others have to take"):
+        reselect(made, examples, settings=dataclasses.replace(WIDE, ceiling=0.95))
+
+
+def test_what_was_said_of_several_positives_is_kept(angled, judging, by_hash, tmp_path):
+    examples, encoder = angled
+    positives = [Candidate(Item(text=text), origin="gold") for text in ("in other words", "a third one", "in other words")]
+    examples = (examples[0].adding(positives), *examples[1:])
+    mine(examples, encoder, judging(by_hash), settings=WIDE).write(tmp_path / "old", tmp_path)
+    for beta in (-0.5, 0.0, 0.3):
+        new = dataclasses.replace(WIDE, beta=beta, keep=5)
+        expected = mine(examples, encoder, judging(by_hash), settings=new)
+        assert len({e.bar for e in expected.ledger if e.row == 0}) == 1
+        assert files(reselect(tmp_path / "old", examples, settings=new), tmp_path / "x") == files(expected, tmp_path / "y")
+
+
     for name in ("one", "two", "three"):
         Image.new("RGB", (4, 4), "red" if name != "three" else "blue").save(tmp_path / f"{name}.png")
     items = [Item(images=(tmp_path / f"{name}.png",)) for name in ("one", "two", "three")]

@@ -4,6 +4,7 @@ No model is asked here, so that a ledger can be selected from again: see `resele
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from hardwon.items import Candidate, Example, Item
-from hardwon.mining.ledger import Entry, Verdict
+from hardwon.mining.ledger import Entry, Said, Verdict
 from hardwon.mining.select import Selector, Survivors
 from hardwon.models import Judgements
 from hardwon.randomness import generator
@@ -22,7 +23,7 @@ Fallback = Literal["none", "paper"]
 NOTHING_FOUND = "nothing retrieved"
 FEWER = "fewer chosen than wanted"
 NONE = "none chosen"
-LOW_POSITIVE = "positive graded no higher than beta, so that nothing can survive"
+LOW_POSITIVE = "positive graded no higher than beta, so that nothing can survive"  # of several the median
 UNJUDGED_POSITIVE = "positive without a usable judgement"
 REPEATED = "filled by repeating the chosen"
 DRAWN = "filled at random, graded 1.0"
@@ -39,7 +40,7 @@ class Rules(Protocol):
 
     @property
     def beta(self) -> float:
-        """How far below the positive's grade a candidate has to be."""
+        """How far below the positive's grade, of several the median, a candidate has to be."""
         ...
 
     @property
@@ -165,6 +166,11 @@ def looked_at(row: int, hits: Sequence[Hit], gold_similarity: float, limits: Lim
     return Found(row, items, similarities, ranks, gold_similarity, tuple(left), apart)
 
 
+def positives(example: Example) -> tuple[Item, ...]:
+    """The positives of a query, each once: what its candidates are judged beside, in this order."""
+    return tuple(dict.fromkeys(example.gold))
+
+
 def grade(odds: np.ndarray) -> np.ndarray:
     """Log-odds as a grade in [0, 1]: the softmax over Yes and No."""
     return 1 / (1 + np.exp(-np.clip(odds.astype(np.float64), -50, 50)))
@@ -178,7 +184,7 @@ def select(example: Example, found: Found, judged: Judgements | None, rules: Rul
     Args:
         example: as it was.
         found: what was retrieved for it.
-        judged: judgements of its first positive and of the first of `found.items`, in this order; None without a judge.
+        judged: judgements of its `positives` and of the first of `found.items`, in this order; None without a judge.
         rules: of choosing.
     """
     # What shows the positive once more belongs to the query, whatever a judge would say.
@@ -189,12 +195,12 @@ def select(example: Example, found: Found, judged: Judgements | None, rules: Rul
     chosen, counts = _chosen(example, found, fates, rules)
     fates = replace(fates, kept=dict.fromkeys(chosen, _name(rules, DRAWN in counts)))
     new = [
-        Candidate(found.items[n], 1.0 if DRAWN in counts else fates.grades[n + 1] if fates.grades else None, "mined")
+        Candidate(found.items[n], 1.0 if DRAWN in counts else fates.grades[n] if fates.grades else None, "mined")
         for n in chosen
     ]
     # Judging fills the relevance of gold and of given negatives, too.
-    keys = [item.key for item in (example.gold[0], *found.items)]
-    grades = {key: g for key, g in zip(keys, fates.grades, strict=False) if g is not None}
+    keys = [item.key for item in (*positives(example), *found.items)]
+    grades = {key: g for key, g in zip(keys, (*fates.golds, *fates.grades), strict=False) if g is not None}
     filled = tuple(replace(c, relevance=grades.get(c.item.key, c.relevance)) for c in example.candidates)
     related = {found.items[n].content for n in fates.likely_false} - {c.item.content for c in new}
     after = replace(example, candidates=filled).adding(new, related=related)
@@ -206,15 +212,18 @@ class _Fates:
     """What is known of the places in `Found.items`.
 
     Attributes:
-        grades: of the positive, then of the places; empty without a judge, None where there is no usable judgement.
+        golds: grades of the positives; empty without a judge, None where there is no usable judgement.
+        grades: of the places that were looked at, likewise.
         asked: how many places were looked at.
         likely_false: places of what the judge holds to belong to the query, with all copies.
         unknown: why a place cannot be decided on.
         copies: places of what is there already.
         kept: rule that chose a place.
         false_rule: rule of `likely_false`.
+        bar: grade above which a place is likely false; None where no positive has a grade.
     """
 
+    golds: list[float | None] = field(default_factory=list)
     grades: list[float | None] = field(default_factory=list)
     asked: int = 0
     likely_false: frozenset[int] = frozenset()
@@ -222,6 +231,18 @@ class _Fates:
     copies: frozenset[int] = frozenset()
     kept: Mapping[int, str] = field(default_factory=dict)
     false_rule: str = ""
+    bar: float | None = None
+
+    @property
+    def positive(self) -> float | None:
+        """What the judge gives a positive of this query: the median of their grades; None if none has one.
+
+        A candidate is likely to belong to the query if it is graded as its positives are. The lowest grade would let one wrong
+        label reject every candidate, the highest would let pass what fits as well as the other positives do, and the first is
+        whichever the data set happens to name first. Half of the labels have to be wrong to move the median.
+        """
+        usable = [g for g in self.golds if g is not None]
+        return statistics.median(usable) if usable else None
 
     @property
     def survivors(self) -> list[int]:
@@ -243,35 +264,37 @@ class _Fates:
 
 def _fates(example: Example, found: Found, judged: Judgements | None, rules: Rules) -> _Fates:
     contents = [item.content for item in found.items]
-    grades, unknown, false = [], {}, set()
-    asked = len(contents)
+    unknown, false = {}, set()
+    known, bar = _Fates(asked=len(contents)), None
     if judged is not None:
-        grades = [None if math.isnan(g) else round(float(g), 6) for g in grade(judged.odds)]
-        asked = len(grades) - 1
-        positive = grades[0]
-        for n in range(asked):
-            mark = grades[n + 1]
-            if positive is None:
+        every = [None if math.isnan(g) else round(float(g), 6) for g in grade(judged.odds)]
+        before = len(positives(example))
+        known = _Fates(every[:before], every[before:], len(every) - before)
+        bar = None if known.positive is None else known.positive - rules.beta
+        for n, mark in enumerate(known.grades):
+            if bar is None:
                 unknown[n] = "the positive has no usable judgement"
             elif mark is None:
-                unknown[n] = "no usable judgement" if n + 1 in judged.problems else "beyond the budget"
-            elif mark > positive - rules.beta:
+                unknown[n] = "no usable judgement" if before + n in judged.problems else "beyond the budget"
+            elif mark > bar:
                 # With all copies: the same text or picture may be in the pool under several instructions.
                 false.add(contents[n])
+    asked = known.asked
     likely_false = frozenset(n for n in range(asked) if contents[n] in false)
     # What the example has already, and a second copy of what is found, would be the same negative twice.
     usable = [n for n in range(asked) if n not in unknown]
     first_of = {contents[n]: n for n in reversed(usable)}
     had = {c.item.content for c in example.candidates}
     copies = frozenset(n for n in usable if contents[n] in had or first_of[contents[n]] != n)
-    return _Fates(grades, asked, likely_false, unknown, copies, false_rule=f"judge > positive - {rules.beta:g}")
+    rule = f"judge > positive - {rules.beta:g}"
+    return replace(known, bar=bar, likely_false=likely_false, unknown=unknown, copies=copies, false_rule=rule)
 
 
 def _chosen(example: Example, found: Found, fates: _Fates, rules: Rules) -> tuple[list[int], tuple[str, ...]]:
     """Chosen places, rising, and what is to be counted."""
     counts = []
-    positive = fates.grades[0] if fates.grades else None
-    if fates.grades and positive is None:
+    positive = fates.positive
+    if fates.golds and positive is None:
         counts.append(UNJUDGED_POSITIVE)
     if positive is not None and positive <= rules.beta:
         counts.append(LOW_POSITIVE)
@@ -301,10 +324,11 @@ def _name(rules: Rules, drawn: bool) -> str:
 
 def _lines(example: Example, found: Found, judged: Judgements | None, fates: _Fates) -> list[Entry]:
     """The ledger's lines for all that was retrieved, by rank."""
+    before = len(positives(example))
+    gold, *others = (_said(judged, n) for n in range(before))
 
     def line(hit: Hit, place: int | None, verdict: tuple[Verdict, str]) -> Entry:
-        said = _said(judged, None if place is None or place >= fates.asked else place + 1)
-        gold = _said(judged, 0)
+        said = _said(judged, None if place is None or place >= fates.asked else before + place)
         return Entry(
             found.row,
             example.source,
@@ -318,6 +342,8 @@ def _lines(example: Example, found: Found, judged: Judgements | None, fates: _Fa
             *gold,
             *verdict,
             hit.apart,
+            () if judged is None else tuple(others),
+            fates.bar,
         )
 
     apart = found.apart or [None] * len(found.items)
@@ -327,11 +353,11 @@ def _lines(example: Example, found: Found, judged: Judgements | None, fates: _Fa
     return sorted(lines, key=lambda entry: entry.rank)
 
 
-def _said(judged: Judgements | None, n: int | None) -> tuple[float | None, float | None, float | None, str]:
-    """Logits of Yes and No, the grade, and the problem of one judgement."""
+def _said(judged: Judgements | None, n: int | None) -> Said:
+    """One judgement."""
     if judged is None or n is None:
-        return None, None, None, ""
+        return Said(None, None, None, "")
     yes, no = float(judged.yes[n]), float(judged.no[n])
     if math.isnan(yes - no):
-        return None, None, None, judged.problems.get(n, "")
-    return yes, no, round(float(grade(judged.yes[n : n + 1] - judged.no[n : n + 1])[0]), 6), ""
+        return Said(None, None, None, judged.problems.get(n, ""))
+    return Said(yes, no, round(float(grade(judged.yes[n : n + 1] - judged.no[n : n + 1])[0]), 6), "")

@@ -23,7 +23,7 @@ import numpy as np
 from hardwon.errors import JudgeError, RecipeError
 from hardwon.items import Example, Item
 from hardwon.mining.calibration import Calibration, Canary, calibrate
-from hardwon.mining.choose import Found, grade
+from hardwon.mining.choose import Found, grade, positives
 from hardwon.mining.judgements import Answer, JudgementStore, Key
 from hardwon.mining.settings import Mining
 from hardwon.models.scorer import Judgements, ManyJudge, Pair, Scorer, YesNo, judgements, judgements_of_readable
@@ -50,7 +50,7 @@ class Metered(Protocol):
 def judge_all(
     examples: Sequence[Example], found: Sequence[Found], judge: YesNo | Scorer, settings: Mining, store: Path | None
 ) -> tuple[list[Judgements], Calibration]:
-    """What the judge says of every query's positive and its candidates from the top, and how far it is to be believed.
+    """What the judge says of every query's `positives` and its candidates from the top, and how far it is to be believed.
 
     Candidates that it was not asked about, for the sake of the budget, have NaN and no problem.
 
@@ -60,11 +60,11 @@ def judge_all(
     """
     checks = _checks(examples, found, settings)
     queries = [examples[f.row].query for f in found]
-    golds = [(query, examples[f.row].gold[0]) for query, f in zip(queries, found, strict=True)]
-    places = _within_budget(found, len(golds) + len(checks.random) + len(checks.canaries), settings)
+    golds = [[(query, gold) for gold in positives(examples[f.row])] for query, f in zip(queries, found, strict=True)]
+    places = _within_budget(found, sum(map(len, golds)) + len(checks.random) + len(checks.canaries), settings)
     wanted = [
-        [gold, *((query, f.items[n]) for n in those)]
-        for query, gold, f, those in zip(queries, golds, found, places, strict=True)
+        [*own, *((query, f.items[n]) for n in those)]
+        for query, own, f, those in zip(queries, golds, found, places, strict=True)
     ]
     asker = _Asker(judge, store, settings)
     asker.plan([*checks.pairs, *itertools.chain.from_iterable(wanted)])
@@ -77,7 +77,8 @@ def judge_all(
     asker.finish()
     # With what earlier rounds have learnt, which costs nothing, whatever the budget.
     all_pairs = (
-        [gold, *((gold[0], item) for item in f.items[: settings.judged])] for gold, f in zip(golds, found, strict=True)
+        [*own, *((query, item) for item in f.items[: settings.judged])]
+        for query, own, f in zip(queries, golds, found, strict=True)
     )
     return [asker.said(pairs) for pairs in all_pairs], calibration
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,22 @@ Verdict = Literal["kept", "rejected", "spare"]
 
 _ABOUT = b"hardwon"
 _AT_ONCE = 100_000  # lines turned into a table at a time
+
+
+class Said(NamedTuple):
+    """What the judge said of a pair.
+
+    Attributes:
+        yes: its logit of Yes, as it was given; None if it was not asked or gave no usable answer.
+        no: its logit of No.
+        grade: in [0, 1]: the softmax over the two.
+        problem: why there is no usable answer; empty if there is one, or if nobody asked.
+    """
+
+    yes: float | None
+    no: float | None
+    grade: float | None
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -29,18 +45,21 @@ class Entry:
         content: content hash of the candidate, without its instruction.
         rank: place in the retrieval, 0 is the most similar.
         similarity: cosine of the embedder.
-        gold_similarity: cosine of the query's own positive.
-        yes: the judge's logit of Yes, as it was given; None if it was not asked or gave no usable answer.
-        no: its logit of No.
-        grade: the judge's grade in [0, 1]: the softmax over the two.
-        problem: why there is no usable answer; empty if there is one, or if nobody asked.
-        gold_yes: as `yes`, of the query's own positive.
+        gold_similarity: cosine of the query's own positive, of several the first.
+        yes: what the judge said of the candidate, see `Said`.
+        no: as `Said.no`.
+        grade: as `Said.grade`.
+        problem: as `Said.problem`.
+        gold_yes: as `yes`, of the query's own positive, of several the first.
         gold_no: as `no`.
         gold_grade: as `grade`.
         gold_problem: as `problem`.
         verdict: "kept" (a hard negative), "rejected" (a likely false negative) or "spare" (anything else).
         rule: the rule that decided.
         apart: how far the candidate is from being a copy of a positive, see `Mining.copies`; None where that cannot be said.
+        other_golds: what the judge said of the query's other positives, in their order; empty without a judge.
+        bar: candidates that are graded above this are likely false negatives (`Mining.beta`); None where no positive has a
+            grade.
     """
 
     row: int
@@ -62,6 +81,8 @@ class Entry:
     verdict: Verdict
     rule: str
     apart: float | None = None
+    other_golds: tuple[Said, ...] = ()
+    bar: float | None = None
 
     @property
     def disagreement(self) -> float | None:
@@ -96,6 +117,13 @@ SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("rule", pa.string()),
         ("apart", pa.float32()),
+        (
+            "other_golds",
+            pa.list_(
+                pa.struct([("yes", pa.float32()), ("no", pa.float32()), ("grade", pa.float32()), ("problem", pa.string())])
+            ),
+        ),
+        ("bar", pa.float32()),
     ]
 )
 
@@ -105,7 +133,9 @@ def write(path: Path, entries: Sequence[Entry], about: Mapping[str, Any] | None 
     schema = SCHEMA.with_metadata({_ABOUT: json.dumps(about or {}, sort_keys=True).encode()})
     with pq.ParquetWriter(path, schema, compression="zstd") as file:
         for start in range(0, len(entries), _AT_ONCE):
-            rows = [asdict(entry) for entry in entries[start : start + _AT_ONCE]]
+            rows = [
+                asdict(e) | {"other_golds": [s._asdict() for s in e.other_golds]} for e in entries[start : start + _AT_ONCE]
+            ]
             file.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
@@ -121,7 +151,8 @@ def read(path: Path) -> list[Entry]:
             raise ArtifactError(
                 f"{path} has no column {', '.join(sorted(missing))}: another version of hardwon wrote it; mine again"
             )
-        return [Entry(**row) for batch in file.iter_batches(columns=SCHEMA.names) for row in batch.to_pylist()]
+        rows = (row for batch in file.iter_batches(columns=SCHEMA.names) for row in batch.to_pylist())
+        return [Entry(**row | {"other_golds": tuple(Said(**said) for said in row["other_golds"])}) for row in rows]
 
 
 def about(path: Path) -> dict[str, Any]:

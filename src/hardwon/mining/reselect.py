@@ -14,7 +14,7 @@ from hardwon.mining import ledger as books
 from hardwon.mining.calibration import Calibration
 from hardwon.mining.choose import Found, Hit, looked_at
 from hardwon.mining.judging import believe
-from hardwon.mining.ledger import Entry
+from hardwon.mining.ledger import Entry, Said
 from hardwon.mining.retrieval import barred, pools, rows_to_mine
 from hardwon.mining.run import Mined, decided, depends_on
 from hardwon.mining.settings import Mining
@@ -124,15 +124,13 @@ def _looked_at(row: int, lines: Sequence[Entry], items: Sequence[Item], settings
 
 
 def _judgements(lines: Sequence[Entry], found: Found, settings: Mining) -> Judgements:
-    """What the judge said of the positive and of the candidates that are looked at."""
-    by_rank = {entry.rank: entry for entry in lines}
-    asked = [by_rank[rank] for rank in found.ranks[: settings.judged]]
-    problems = [lines[0].gold_problem, *(e.problem for e in asked)]
-    return Judgements(
-        _numbers([lines[0].gold_yes, *(e.yes for e in asked)]),
-        _numbers([lines[0].gold_no, *(e.no for e in asked)]),
-        {n: problem for n, problem in enumerate(problems) if problem},
-    )
+    """What the judge said of the positives and of the candidates that are looked at."""
+    by_rank, first = {entry.rank: entry for entry in lines}, lines[0]
+    said = [Said(first.gold_yes, first.gold_no, first.gold_grade, first.gold_problem), *first.other_golds]
+    asked = (by_rank[rank] for rank in found.ranks[: settings.judged])
+    said += [Said(e.yes, e.no, e.grade, e.problem) for e in asked]
+    problems = {n: one.problem for n, one in enumerate(said) if one.problem}
+    return Judgements(_numbers([one.yes for one in said]), _numbers([one.no for one in said]), problems)
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -18,7 +18,8 @@ class Mining:
         depth: candidates retrieved per query.
         judged: how many of them, from the top, the judge is asked about; None for all.
         keep: hard negatives per query at most.
-        beta: a candidate graded above the positive's grade minus beta is a likely false negative.
+        beta: a candidate graded above the positive's grade minus beta is a likely false negative; where a query has several
+            positives, it is the median of their grades.
         copies: reject candidates that are no further than this from looking like a positive: its picture encoded, resized or
             cropped again, its text in other case (see `Copies`); 0 for those that are the same to the pixel. What is rejected
             becomes `related`, and no judge is asked about it. None looks for no copies but those that are the same to the byte.
