@@ -4,11 +4,13 @@ import json
 import random
 
 import pytest
+from fakes import AngledEncoder, RuleJudge
 from PIL import Image
 
 from hardwon.data import read, read_files, unime
 from hardwon.errors import BadRows, DataError
 from hardwon.items import Candidate, Example, Item
+from hardwon.mining import Mining, mine
 
 # As their released files have them: a placeholder where there is an image, a line break at the end, negatives twice.
 ROW = {
@@ -82,6 +84,35 @@ def test_too_few_negatives_are_repeated_and_none_left_out(folder):
     assert [row["pos_text"] for row in rows] == ["yes", "also"]  # one row for each positive
     assert [text for text, _ in rows[0]["hard_negatives"]] == ["a", "a", "a", "b", "b"]
     assert rows[0]["hard_negatives_scores"] == [0.1, 0.1, 0.1, 0.2, 0.2]
+
+
+def test_what_has_no_grade_is_left_out_and_counted(folder):
+    graded = (Candidate(Item("yes"), 0.9, "gold"), Candidate(Item("a"), 0.1, "mined"))
+    ungraded = (Candidate(Item("also"), origin="gold"), Candidate(Item("b")), Candidate(Item("c")))
+    nothing = Example(Item("r"), ungraded)
+    found = unime.write(folder / "x.json", [Example(Item("q"), (*ungraded, *graded)), nothing], folder, negatives=2)
+    assert found == unime.Written(rows=1, filled=1, left_out=1, positives=2, negatives=4)
+    (again,) = read(folder / "x.json")
+    assert [(c.item.text, c.relevance) for c in again.candidates] == [("yes", 0.9), ("a", 0.1), ("a", 0.1)]
+
+
+def test_what_was_mined_with_several_positives_and_given_negatives_comes_back(folder):
+    texts = {f"q{n}": float(n) for n in range(8)} | {f"t{n}": float(n) for n in range(8)}
+    second, given = Candidate(Item("t0 said otherwise"), origin="gold"), Candidate(Item("far away"))
+    examples = [Example(Item(f"q{n}"), (Candidate(Item(f"t{n}"), origin="gold"),)) for n in range(8)]
+    examples[0] = examples[0].adding([second, given])
+    judge = RuleJudge(lambda query, item: 3.0 if query.text[1] == item.text[1] else -3.0)
+    mined = mine(
+        examples, AngledEncoder(texts | {"t0 said otherwise": 1.0, "far away": 180.0}), judge, settings=Mining(depth=4)
+    )
+    assert [c.relevance for c in mined.examples[0].candidates if c.item == given.item] == [None]  # nobody was asked
+    found = unime.write(folder / "x.json", mined.examples, folder)
+    assert (found.rows, found.left_out, found.positives, found.negatives) == (9, 0, 0, 1)
+    rows = read(folder / "x.json").examples
+    assert [e.gold[0].text for e in rows[:3]] == ["t0", "t0 said otherwise", "t1"]
+    assert given.item not in {c.item for e in rows for c in e.candidates}
+    grades = {(e.query.text, c.item.text): c.relevance for e in mined.examples for c in e.candidates}
+    assert all(c.relevance == grades[e.query.text, c.item.text] for e in rows for c in e.candidates)
 
 
 def test_instructions_are_written_in_front_of_the_words(folder):
@@ -180,8 +211,8 @@ def test_what_the_form_has_no_place_for(folder):
     red = folder / "images/red.png"
     gold, bad = Candidate(Item("yes"), 0.9, "gold"), Candidate(Item("no"), 0.1)
     for example, reason in (
-        (Example(Item("q"), (gold, Candidate(Item("no")))), "'no' of the query 'q' has no grade: mine with a judge"),
-        (Example(Item("q"), (Candidate(Item("yes"), origin="gold"), bad)), "'yes' of the query 'q' has no grade"),
+        (Example(Item("q"), (gold, Candidate(Item("no")))), "0 positives and 1 negatives have no grade: mine with a judge"),
+        (Example(Item("q"), (Candidate(Item("yes"), origin="gold"), bad)), "1 positives and 0 negatives have no grade"),
         (Example(Item("q", (red, red)), (gold, bad)), "several pictures"),
         (Example(Item("q", video=(red,)), (gold, bad)), "a video"),
         (Example(Item("q", (b"png",)), (gold, bad)), "held as bytes"),

@@ -156,6 +156,22 @@ def test_export_for_sentence_transformers(home, call, to, columns):
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
+def test_export_to_unime_says_what_has_no_grade(home, call):
+    examples = read(home / "shapes.jsonl").examples
+    given = [Candidate(Item(text=f"given {n}")) for n in range(4)]  # of which at most one is retrieved for its own query
+    examples = (examples[0].adding(given), *examples[1:])
+    inputs = {"stage": {"out": "given", "data": str(home / "shapes.jsonl"), "root": ""}, "parents": {}}
+    with artifacts.writing(home / "run/given", "negatives", inputs) as draft:
+        mined = mine(examples, Fakes(), Fakes(), settings=Mining(depth=1, min_auc=0.0))
+        mined.write(draft.path, home)
+    ungraded = sum(c.relevance is None for c in mined.examples[0].candidates)
+    code, out, _ = call("export", home / "run/given", "--to", "unime", "--out", home / "train.json")
+    assert (code, ungraded in (3, 4)) == (0, True)
+    assert f"; {ungraded} negatives left out, since no judge graded them" in out
+    assert "positive left out" not in out
+    assert len(read(home / "train.json").examples) == len(json.loads((home / "train.json").read_text()))
+
+
     [
         (("--to", "tuple", "--out", "x.jsonl"), "unknown form 'tuple': did you mean 'tuples'"),
         (("--to", "unime", "--out", "x.jsonl"), "a name that ends in .json"),

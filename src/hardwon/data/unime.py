@@ -29,14 +29,18 @@ class Written:
     """What was written.
 
     Attributes:
-        rows: one for each positive of an example that has negatives.
+        rows: one for each graded positive of an example that has graded negatives.
         filled: rows whose negatives were repeated, since there were too few.
-        left_out: examples without any negative.
+        left_out: examples that make no row: without a negative, or with nothing graded to make one of.
+        positives: those without a grade, which are left out.
+        negatives: those without a grade, likewise: mostly ones that the data set gave and the embedder did not retrieve.
     """
 
     rows: int
     filled: int
     left_out: int
+    positives: int = 0
+    negatives: int = 0
 
 
 def example(row: Mapping[str, Any], item: Callable[[Mapping[str, Any], str], Item]) -> Example:
@@ -85,28 +89,38 @@ def write(path: Path, examples: Iterable[Example], root: Path, *, negatives: int
 
     Args:
         path: the JSON file.
-        examples: graded by a judge.
+        examples: graded by a judge. A row is nothing without grades, so what has none is left out, and counted.
         root: folder that images are named relative to.
         negatives: of every row: the first ones; where there are fewer, they are repeated, as the paper does.
 
     Raises:
-        DataError: an example without a grade, or an item that the form has no place for (a video, several pictures).
+        DataError: no row, since grades are missing; or an item that the form has no place for (a video, several pictures).
     """
     rows = filled = left_out = 0
+    ungraded = {"gold": 0, "negative": 0}
     with replacing(path) as beside, open(beside, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write("[")
         for given in examples:
-            usable = pushed_away(given)
-            if not usable:
+            everything = {"gold": [c for c in given.candidates if c.origin == "gold"], "negative": pushed_away(given)}
+            graded = {name: [c for c in those if c.relevance is not None] for name, those in everything.items()}
+            for name, those in everything.items():
+                ungraded[name] += len(those) - len(graded[name])
+            golds, usable = graded["gold"], graded["negative"]
+            if not golds or not usable:
                 left_out += 1
                 continue
             chosen = [usable[n] for n in sorted((list(range(len(usable))) * negatives)[:negatives])]
-            for gold in (c for c in given.candidates if c.origin == "gold"):
+            for gold in golds:
                 file.write(("," if rows else "") + "\n" + json.dumps(_row(given.query, gold, chosen, root), ensure_ascii=False))
                 rows += 1
                 filled += len(usable) < negatives
         file.write("\n]\n")
-    return Written(rows, filled, left_out)
+        if not rows and any(ungraded.values()):
+            raise DataError(
+                f"there is no row to write: {ungraded['gold']} positives and {ungraded['negative']} negatives have no grade: "
+                "mine with a judge"
+            )
+    return Written(rows, filled, left_out, ungraded["gold"], ungraded["negative"])
 
 
 def pushed_away(given: Example) -> list[Candidate]:
@@ -116,9 +130,6 @@ def pushed_away(given: Example) -> list[Candidate]:
 
 
 def _row(query: Item, gold: Candidate, negatives: Sequence[Candidate], root: Path) -> dict[str, Any]:
-    ungraded = [c.item for c in (gold, *negatives) if c.relevance is None]
-    if ungraded:
-        raise DataError(f"{ungraded[0].label} of the query {query.label} has no grade: mine with a judge")
     (query_text, query_image), (pos_text, pos_image) = _two(query, root), _two(gold.item, root)
     return {
         "query_text": query_text,

@@ -46,11 +46,19 @@ def export(
         return (
             f"{done.rows} rows in {out}, images relative to {home}; in {done.filled} of them the negatives are repeated, since "
             f"there were too few; {done.left_out} examples without negatives are left out"
+            + _ungraded(done.positives, "positive")
+            + _ungraded(done.negatives, "negative")
         )
     rows = exports.tuples(examples, negatives=negatives) if form == "tuples" else exports.lists(examples)
     exports.write(out, rows)
     told = f"{sum(name.startswith('negative_') for name in rows[0])} negatives each; " if form == "tuples" else ""
     return f"{len(rows)} rows in {out}, {told}from {len(examples)} examples"
+
+
+def _ungraded(count: int, what: str) -> str:
+    return (
+        f"; {count} {what}{'s' * (count > 1)} left out, since no judge graded {'them' if count > 1 else 'it'}" if count else ""
+    )
 
 
 def _read(folder: Path, home: Path) -> list[Example]:
