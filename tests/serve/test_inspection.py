@@ -88,6 +88,30 @@ def test_what_looks_like_a_mistake_is_measured():
     assert unjudged.suspicion == unjudged.disagreement == pytest.approx(0.05)  # 0.8 of the best, 0.75 of the positive
 
 
+def test_a_likely_false_negative_that_was_kept_comes_first():
+    """As `Mining(fallback="paper")` keeps them where none is left."""
+
+    def one(row, *candidates, grade=0.6):
+        made = asked(row, grade=grade)
+        seen = [dataclasses.replace(c, verdict=v, grade=g) for c, (v, g) in zip(made.candidates, candidates, strict=False)]
+        return dataclasses.replace(made, candidates=tuple(seen), bar=grade - 0.1)
+
+    kept = one(0, ("kept", 0.7), ("kept", 0.55))
+    rejected, wrong, fine = one(1, ("rejected", 0.99)), one(2, ("kept", 0.0), grade=0.01), one(3, ("kept", 0.4), ("spare", 0.3))
+    assert [(a.false_negative, a.kept_false) for a in (kept, rejected, fine)] == [(0.7, True), (0.99, False), (0.0, False)]
+    # Where the positive itself is graded nothing, whatever is kept lies above the bar: the label is the mistake, and first too.
+    assert (wrong.kept_false, wrong.wrong_label) == (True, 0.99)
+    shown = most_telling([fine, rejected, kept, wrong], None)
+    assert [a.row for a in shown] == [2, 0, 1, 3]
+    assert most_telling([fine, rejected, kept], 1) == (kept,)
+    page = Page(render(page_of(kept, fine)))
+    assert page.text.count("likely false negative, kept all the same") == 1
+    (first, last) = [float(value) for _, name, value in page.attributes if name == "data-false"]
+    assert first > 1 > last
+    ungraded = dataclasses.replace(kept, grade=None, problem="HTTP 500", bar=0.5)  # of several positives another is graded
+    assert ungraded.suspicion > 1
+
+
 def test_the_most_telling_are_the_suspicious_and_the_disagreed_by_turns():
     def one(row, false, disagreed):
         made = asked(row, grade=1.0, grades=(false, 0.0, None))

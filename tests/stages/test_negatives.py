@@ -1,6 +1,7 @@
 """What is done with an artifact of mining: looked at, chosen from again, exported. All by the command line."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -109,6 +110,18 @@ def test_inspect_of_what_no_stage_made(home, call):
     assert "not in the data any more" not in (home / "made-inspect.html").read_text()
 
 
+def test_inspect_shows_first_what_the_fallback_kept_though_likely_false(home, call):
+    settings = Mining(depth=6, keep=3, beta=0.6, min_auc=0.0, fallback="paper")
+    mined = mine(read(home / "shapes.jsonl").examples, Fakes(), Fakes(), settings=settings)
+    mined.write(home / "made", home)
+    drawn = {e.row for e in mined.ledger if e.rule == "at random, for none was left"}
+    assert 0 < len(drawn) == mined.counts["filled at random, graded 1.0"] < 20
+    assert call("inspect", home / "made", "--root", home)[0] == 0
+    page = (home / "made-inspect.html").read_text()
+    assert page.count("likely false negative, kept all the same") == len(drawn)
+    assert {int(row) for row in re.findall(r'data-row="(\d+)"', page)[: len(drawn)]} == drawn
+
+
 def test_inspect_samples_unless_told_otherwise(home, call, monkeypatch):
     from hardwon.stages import inspection
 
@@ -143,19 +156,6 @@ def test_export_to_unime_comes_back(home, call):
         assert {c.item for c in after.negatives} <= {c.item for c in before.negatives}
 
 
-@pytest.mark.parametrize(
-    ("to", "columns"), [("tuples", ["query", "positive", "negative_1"]), ("lists", ["query", "docs", "labels"])]
-)
-def test_export_for_sentence_transformers(home, call, to, columns):
-    code, out, err = call("export", home / "run/negatives", "--to", to, "--out", home / "rows.jsonl", "--source", "shapes")
-    assert (code, err) == (0, "")
-    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
-    assert f"{len(rows)} rows in" in out
-    assert list(rows[0])[:3] == columns
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
 def test_export_to_unime_says_what_has_no_grade(home, call):
     examples = read(home / "shapes.jsonl").examples
     given = [Candidate(Item(text=f"given {n}")) for n in range(4)]  # of which at most one is retrieved for its own query
@@ -172,6 +172,19 @@ def test_export_to_unime_says_what_has_no_grade(home, call):
     assert len(read(home / "train.json").examples) == len(json.loads((home / "train.json").read_text()))
 
 
+@pytest.mark.parametrize(
+    ("to", "columns"), [("tuples", ["query", "positive", "negative_1"]), ("lists", ["query", "docs", "labels"])]
+)
+def test_export_for_sentence_transformers(home, call, to, columns):
+    code, out, err = call("export", home / "run/negatives", "--to", to, "--out", home / "rows.jsonl", "--source", "shapes")
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    assert f"{len(rows)} rows in" in out
+    assert list(rows[0])[:3] == columns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
     [
         (("--to", "tuple", "--out", "x.jsonl"), "unknown form 'tuple': did you mean 'tuples'"),
         (("--to", "unime", "--out", "x.jsonl"), "a name that ends in .json"),

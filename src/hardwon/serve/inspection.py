@@ -58,6 +58,7 @@ class Asked:
         grade: the judge's grade of the positive.
         problem: why the positive has no grade.
         candidates: what was retrieved.
+        bar: grade above which a candidate is a likely false negative; None where that is not known.
     """
 
     row: int
@@ -68,11 +69,24 @@ class Asked:
     grade: float | None
     problem: str
     candidates: tuple[Seen, ...]
+    bar: float | None = None
 
     @property
     def false_negative(self) -> float:
-        """How likely there is a false negative among the candidates: the highest grade that was rejected, 0 to 1."""
-        return max((c.grade for c in self.candidates if c.verdict == "rejected" and c.grade is not None), default=0.0)
+        """How likely there is a false negative among the candidates: the highest grade that the bar rejects, 0 to 1.
+
+        Whether it was rejected or, by a fallback, kept all the same.
+        """
+        graded = [(c, c.grade) for c in self.candidates if c.grade is not None]
+        return max((grade for c, grade in graded if c.verdict == "rejected" or self._above(grade)), default=0.0)
+
+    @property
+    def kept_false(self) -> bool:
+        """Whether a likely false negative was kept: a model that is trained with it learns the mistake."""
+        return any(c.verdict == "kept" and c.grade is not None and self._above(c.grade) for c in self.candidates)
+
+    def _above(self, grade: float) -> bool:
+        return self.bar is not None and grade > self.bar
 
     @property
     def wrong_label(self) -> float:
@@ -90,9 +104,12 @@ class Asked:
 
     @property
     def suspicion(self) -> float:
-        """The larger of `false_negative` and `wrong_label`; the disagreement where nothing was judged."""
-        judged = self.grade is not None
-        return max(self.false_negative, self.wrong_label) if judged else self.disagreement
+        """The larger of `false_negative` and `wrong_label`; the disagreement where nothing was judged.
+
+        With 1 added where a likely false negative was kept, so that this comes first.
+        """
+        judged = self.grade is not None or self.bar is not None
+        return (max(self.false_negative, self.wrong_label) if judged else self.disagreement) + self.kept_false
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,9 +112,8 @@ def _asked(lines: Sequence[Entry], found: "_Known | None" = None) -> Asked:
         )
         for e in lines
     )
-    return Asked(
-        first.row, first.source, query, positive, first.gold_similarity, first.gold_grade, first.gold_problem, candidates
-    )
+    gold = first.gold_similarity, first.gold_grade, first.gold_problem
+    return Asked(first.row, first.source, query, positive, *gold, candidates, first.bar)
 
 
 class _Known:
