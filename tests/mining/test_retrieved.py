@@ -6,7 +6,7 @@ import pytest
 
 from hardwon import artifacts
 from hardwon.items import Candidate, Example, Item
-from hardwon.mining import Hardest, Mining, mine, retrieval, retrieved
+from hardwon.mining import Hardest, Mining, ledger, mine, reselect, retrieval, retrieved
 
 SETTINGS = Mining(depth=6, keep=2, min_auc=0.0)
 
@@ -80,6 +80,18 @@ def test_every_stage_says_what_it_is(data, encoder, judging, by_hash, searched, 
     assert made["negatives"].inputs == {"embedder": "fake", "judge": "judge", "settings": mined.about["settings"]}
     assert made["negatives"].stats == mined.stats
     assert set(made["negatives"].files) == {"examples.jsonl", "ledger.parquet", "summary.json"}
+
+
+def test_the_name_of_a_judge_stands_beside_its_fingerprint(data, encoder, judging, by_hash, tmp_path):
+    judge = judging(by_hash)
+    judge.name = "qwen3-vl-8b"
+    mined = mine(data, encoder(dim=3), judge, settings=SETTINGS, store=tmp_path / "store")
+    mined.write(tmp_path / "chosen", tmp_path)
+    (folder,) = (tmp_path / "store").glob("judge-*")
+    assert artifacts.load(folder).inputs == {"judge": "judge", "name": "qwen3-vl-8b"}
+    about = ledger.about(tmp_path / "chosen/ledger.parquet")
+    assert (about["judge"], about["judge name"]) == ("judge", "qwen3-vl-8b")
+    assert reselect(tmp_path / "chosen", data, settings=SETTINGS).about == mined.about
 
 
 @pytest.mark.parametrize("stop", range(1, 6))

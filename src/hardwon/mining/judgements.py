@@ -55,9 +55,10 @@ class JudgementStore:
     Args:
         folder: where the answers of all judges are kept; None keeps them in memory only.
         judge: fingerprint of the judge. An answer of another one is never returned.
+        name: of the judge, for whoever reads the manifest.
     """
 
-    def __init__(self, folder: Path | None, judge: str):
+    def __init__(self, folder: Path | None, judge: str, name: str = ""):
         self.folder = None if folder is None else folder / f"judge-{fingerprint(judge)}"
         self._places: dict[bytes, int] = {}
         self._yes, self._no, self._problems = array("f"), array("f"), dict[int, str]()
@@ -65,7 +66,7 @@ class JudgementStore:
         self._growing = None
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._growing = Growing(self.folder, "judgements", {"judge": judge})
+            self._growing = Growing(self.folder, "judgements", {"judge": judge} | ({"name": name} if name else {}))
             tried: set[Path] = set()
             while new := sorted(set(self.folder.glob("*.parquet")) - tried):  # again: another run may have packed them
                 for shard in new:

@@ -26,7 +26,7 @@ from hardwon.mining.calibration import Calibration, Canary, calibrate
 from hardwon.mining.choose import Found, grade, positives
 from hardwon.mining.judgements import Answer, JudgementStore, Key
 from hardwon.mining.settings import Mining
-from hardwon.models.scorer import Judgements, ManyJudge, Pair, Scorer, YesNo, judgements, judgements_of_readable
+from hardwon.models.scorer import Judgements, ManyJudge, Pair, Scorer, YesNo, judgements, judgements_of_readable, name_of
 from hardwon.progress import bar, console
 from hardwon.randomness import generator
 
@@ -121,7 +121,7 @@ class _Asker:
 
     def __init__(self, judge: YesNo | Scorer, folder: Path | None, settings: Mining):
         self.judge, self.most_unusable, self.skip = judge, settings.max_unusable, settings.on_error == "skip"
-        self.store = JudgementStore(folder, judge.fingerprint)
+        self.store = JudgementStore(folder, judge.fingerprint, name_of(judge))
         self.planned: set[Key] = set()
         self.failed: set[Key] = set()  # in this run: another run asks again
         self.missing = self.asked = 0

@@ -156,7 +156,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What `write` was told: "embedder" and "judge" are fingerprints, "settings" those that the ledger depends on."""
+    """What `write` was told: see `Mined.about`."""
     return json.loads((pq.read_schema(path).metadata or {}).get(_ABOUT, b"{}"))
 
 

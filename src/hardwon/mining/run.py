@@ -22,6 +22,7 @@ from hardwon.mining.retrieval import retrieve_all, rows_to_mine
 from hardwon.mining.settings import Mining
 from hardwon.models import CachedEncoder, Encoder, Judgements, Scorer, YesNo
 from hardwon.models.left_out import readable
+from hardwon.models.scorer import name_of
 
 FILES = ("examples.jsonl", "ledger.parquet", "summary.json")
 
@@ -38,8 +39,9 @@ class Mined:
         calibration: of the judge; None without one.
         left_out: what could not be read, with place and reason; see `Mining.on_error`. Examples are then counted without it.
         counts: queries by what happened to them: too few candidates, a positive that the judge graded low ...
-        about: what the ledger was made with: fingerprints "embedder" and "judge" (None without one), and the "settings" that
-            retrieval and judging depended on; and "left out", if anything was: numbers of examples and candidates.
+        about: what the ledger was made with: fingerprints "embedder" and "judge" (None without one), "judge name" if it has
+            one, and the "settings" that retrieval and judging depended on; and "left out", if anything was: numbers of examples
+            and candidates.
     """
 
     examples: tuple[Example, ...]
@@ -121,6 +123,8 @@ def mine(
     if judge is not None:
         said, calibration = judge_all(known.examples, found, judge, settings, store)
     about = {"embedder": embedder.fingerprint, "judge": judge.fingerprint if judge else None, "settings": depends_on(settings)}
+    if name := name_of(judge):
+        about["judge name"] = name
     if known.places:
         about["left out"] = [list(place) for place in known.places]
     mined = decided(known.examples, zip(found, said, strict=True), calibration, about, settings=settings)

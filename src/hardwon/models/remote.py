@@ -18,7 +18,7 @@ from hardwon.artifacts import fingerprint
 from hardwon.errors import BadMedia, JudgeError
 from hardwon.items import Picture, picture_key
 from hardwon.models.calls import Failed, RemoteSettings, Server, Usage
-from hardwon.models.question import Shown, messages, parts
+from hardwon.models.question import Question, Shown, messages, parts
 from hardwon.models.replies import Answer, read
 from hardwon.models.scorer import Judgements, Pair
 from hardwon.pictures import portable
@@ -67,6 +67,16 @@ class RemoteJudge:
         settings = self.settings
         asked = [settings.question.fingerprint, settings.top_logprobs, settings.least, settings.max_pixels, settings.fields]
         return fingerprint(["remote judge 1", self.model, *asked])
+
+    @property
+    def name(self) -> str:
+        """What people call it: the model's name."""
+        return self.model
+
+    @property
+    def question(self) -> Question:
+        """What is asked."""
+        return self.settings.question
 
     @property
     def costs(self) -> dict[str, int]:

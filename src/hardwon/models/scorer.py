@@ -129,6 +129,21 @@ class YesNo(Protocol):
 
 
 @runtime_checkable
+class Named(Protocol):
+    """A judge that people know by a name; a fingerprint tells them nothing."""
+
+    @property
+    def name(self) -> str:
+        """The name; "" if it has none after all."""
+        ...
+
+
+def name_of(judge: object) -> str:
+    """Name of a judge; "" if it has none."""
+    return judge.name if isinstance(judge, Named) else ""
+
+
+@runtime_checkable
 class ManyJudge(YesNo, Protocol):
     """A judge that works at several batches at a time."""
 

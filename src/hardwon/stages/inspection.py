@@ -93,6 +93,7 @@ def _canaries(judge: Mapping[str, Any] | None) -> dict[str, str]:
 def _made_with(folder: Path) -> dict[str, str]:
     about = ledger.about(folder / "ledger.parquet")
     told = {name: str(about.get(name) or "none") for name in ("embedder", "judge")}
+    told |= {name: str(about[name]) for name in ("judge name",) if name in about}
     settings = about.get("settings", {})
     return told | {name: str(value) for name, value in settings.items() if value is not None}
 
