@@ -1,4 +1,4 @@
-"""What the embedder finds for each query in the whole pool, without anything that may belong to it.
+"""What the embedder finds for each query in its pool, without anything that may belong to it.
 
 What was found is kept (see `retrieved`). Whether it is known is decided by keys alone, so then no vector is made or looked at.
 """

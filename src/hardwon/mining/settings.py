@@ -29,7 +29,8 @@ class Mining:
         fallback: what to do for a query of which fewer are chosen than wanted. "none" leaves it with fewer and counts it.
             "paper" does as UniME-V2: the chosen are repeated, and where none survived, any that were judged are drawn with
             the grade 1.0, although they are likely false negatives.
-        within_source: search only candidates of the query's own data set.
+        within_source: search only candidates of the query's own data set: those of another task are never hard. False searches
+            the whole pool.
         queries: mine for so many examples, drawn evenly over the sources; None for all.
         rest: give back the examples that were not mined for as well, as they are.
         min_auc: refuse a judge that tells gold from random worse than this, before it is asked about anything else.
