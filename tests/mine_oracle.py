@@ -69,9 +69,9 @@ def retrieved(data, row, how, encoder):
         for n, item in enumerate(pool.values())
         if item.content not in barred
     ]
+    scored = [hit for hit in scored if how.ceiling is None or hit[0] < how.ceiling]
     best = [(item, score, rank) for rank, (score, _, item) in enumerate(sorted(scored, key=lambda t: t[:2], reverse=True))]
-    best = best[: how.depth]
-    return [hit for hit in best if how.ceiling is None or hit[1] < how.ceiling][how.skip :]
+    return best[: how.depth][how.skip :]
 
 
 def looked_at(mined, row):

@@ -399,14 +399,14 @@ def mining(out: Path, pause: float, queries: int) -> None:
     """Mine; chunks, blocks and batches are small."""
     judging.BATCH, cached.CHUNK, retrieval.BLOCK = 20, 16, 16
     model = Logged(out / "log", pause)
-    search = retrieval.nearest
+    search = retrieval.nearest_below
 
-    def searching(vectors, corpus, k, exclude):
+    def searching(vectors, corpus, k, ceiling, exclude):
         model.note("search", [f"{row.tobytes().hex()[:32]}" for row in vectors])
         time.sleep(pause)
-        return search(vectors, corpus, k, exclude=exclude)
+        return search(vectors, corpus, k, ceiling, exclude=exclude)
 
-    retrieval.nearest = searching
+    retrieval.nearest_below = searching
     data = [Example(Item(text=f"q{n}"), (Candidate(Item(text=f"t{n}"), origin="gold"),), "s") for n in range(queries)]
     mined = mine(data, model, model, settings=Mining(depth=6, keep=3, min_auc=0.0), store=out / "store")
     (out / "artifact").mkdir()

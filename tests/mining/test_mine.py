@@ -98,16 +98,26 @@ def test_sources_are_kept_apart_unless_told_otherwise(pairs, encoder):
     assert [e.source for e in together.ledger if e.row == 5] == ["b"] * 5
 
 
-def test_ceiling_and_skip_leave_out_the_top_and_ranks_stay_those_of_the_retrieval(angled):
+def test_ceiling_and_skip_leave_out_the_top_and_others_take_the_place_of_what_the_ceiling_leaves_out(angled):
     examples, encoder = angled
     settings = Mining(depth=6, keep=9, ceiling=0.99, skip=1)  # cos 5 = 0.996, cos 10 = 0.985
     mined = mine(examples, encoder, settings=settings)
-    assert negatives(mined.examples[0]) == ["st3", "st4", "st5", "st6"]  # st1 by the ceiling, st2 skipped
+    assert negatives(mined.examples[0]) == ["st3", "st4", "st5", "st6", "st7"]  # st1 by the ceiling, st2 skipped
     assert [(e.rank, e.verdict, e.rule) for e in mined.ledger if e.row == 0] == [
-        (0, "spare", "similarity >= 0.99"),
-        (1, "spare", "one of the 1 most similar, skipped"),
-        *((rank, "kept", "cyclic") for rank in (2, 3, 4, 5)),
+        (0, "spare", "one of the 1 most similar, skipped"),
+        *((rank, "kept", "cyclic") for rank in (1, 2, 3, 4, 5)),
     ]
+
+
+def test_a_ceiling_comes_before_the_depth(encoder):
+    """Whatever lies above it, every query gets `depth` candidates as long as there are any below."""
+    texts = {f"sq{n}": 0.0 for n in range(30)} | {f"st{n}": 3.0 * n for n in range(30)}  # cos 60 = 0.5: st20 and on
+    examples = [Example(Item(text=f"sq{n}"), (Candidate(Item(text=f"st{n}"), origin="gold"),), "s") for n in range(30)]
+    mined = mine(examples, encoder(texts), settings=Mining(depth=5, keep=5, ceiling=0.4999))
+    assert mined.counts == {}
+    assert negatives(mined.examples[0]) == [f"st{n}" for n in range(21, 26)]
+    few = mine(examples, encoder(texts), settings=Mining(depth=5, keep=5, ceiling=0.1))  # 84.3 degrees: st29 alone
+    assert few.counts == {"fewer chosen than wanted": 29, "nothing retrieved": 1}
 
 
 def test_a_ceiling_below_everything_leaves_nothing_to_mine(angled):

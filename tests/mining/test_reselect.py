@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -51,9 +52,9 @@ def test_the_same_bytes_as_mining_or_a_refusal(old, new, how, pairs, encoder, ju
     judge, queries = how
     old, new = (Mining(**(d | {"selector": SELECTORS[d["selector"]]}), queries=queries, min_auc=0.0) for d in (old, new))
     examples = (*pairs(7, "a", related={0: ["at3"]}), *pairs(2, "b"))
-    more = [Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]
+    negatives = [Candidate(Item(text="at2")), Candidate(Item(text="at5", instruction="x"))]
     positives = [Candidate(Item(text=text), origin="gold") for text in ("at6", "a third one", "at6")]
-    examples = (examples[0].adding(more), examples[1].adding(positives), *examples[2:])
+    examples = (examples[0].adding(negatives), examples[1].adding(positives), *examples[2:])
     model, rule = encoder(dim=3), judging(by_hash) if judge else None
 
     def again():
@@ -67,25 +68,50 @@ def test_the_same_bytes_as_mining_or_a_refusal(old, new, how, pairs, encoder, ju
     expected = outcome(again, tmp_path / "new")
     found = outcome(lambda: reselect(tmp_path / "old", examples, settings=new), tmp_path / "reselected")
     if found is RecipeError:
-        assert new.depth > old.depth or (judge and more(made, old, new))
+        assert more(made, old, new, judge)
         return
     assert found == expected
-    assert new.depth <= old.depth
-    assert not (judge and more(made, old, new))
+    assert not more(made, old, new, judge)
 
 
-def more(made, old, new):
-    """Whether any query has candidates that the new settings look at and the old ones did not."""
-
-    def places(how, row):
-        lines = sorted((e.rank, e.similarity) for e in made.ledger if e.row == row and e.rank < how.depth)
-        return {rank for rank, s in lines if how.ceiling is None or s < how.ceiling}
-
+def more(made, old, new, judge):
+    """Whether the new settings look, or may look, at candidates of any query that the old ones did not."""
+    if new.depth > old.depth or (old.ceiling or np.inf) < (new.ceiling or np.inf):
+        return True
     for row in {e.row for e in made.ledger}:
-        was, will = (sorted(places(how, row))[how.skip :][: how.judged] for how in (old, new))
-        if not set(will) <= set(was):
+        lines = sorted((e for e in made.ledger if e.row == row), key=lambda e: e.rank)
+        below = [e for e in lines if new.ceiling is None or e.similarity < new.ceiling]
+        if len(lines) == old.depth and len(below) < new.depth:
+            return True
+        was, will = lines[old.skip :][: old.judged], below[: new.depth][new.skip :][: new.judged]
+        if judge and not {e.candidate for e in will} <= {e.candidate for e in was}:
             return True
     return False
+
+
+def test_a_lower_ceiling_with_less_depth_takes_the_next_ones(angled, judging, by_hash, tmp_path):
+    """Of nine candidates two or three lie above it."""
+    examples, encoder = angled
+    made = mine(examples, encoder, judging(by_hash), settings=WIDE)
+    lower = dataclasses.replace(WIDE, depth=5, ceiling=0.98)
+    found = files(reselect(made, examples, settings=lower), tmp_path / "reselected")
+    again = mine(examples, encoder, judging(by_hash), settings=lower)
+    assert found == files(again, tmp_path / "mined")
+    assert {e.rank for e in again.ledger} == set(range(5)) and max(e.similarity for e in again.ledger) < 0.98
+    with pytest.raises(RecipeError, match=r"has 5 candidates of example 0, and depth is to be 8: others have to take"):
+        reselect(made, examples, settings=dataclasses.replace(WIDE, ceiling=0.95))
+
+
+def test_what_was_said_of_several_positives_is_kept(angled, judging, by_hash, tmp_path):
+    examples, encoder = angled
+    positives = [Candidate(Item(text=text), origin="gold") for text in ("in other words", "a third one", "in other words")]
+    examples = (examples[0].adding(positives), *examples[1:])
+    mine(examples, encoder, judging(by_hash), settings=WIDE).write(tmp_path / "old", tmp_path)
+    for beta in (-0.5, 0.0, 0.3):
+        new = dataclasses.replace(WIDE, beta=beta, keep=5)
+        expected = mine(examples, encoder, judging(by_hash), settings=new)
+        assert len({e.bar for e in expected.ledger if e.row == 0}) == 1
+        assert files(reselect(tmp_path / "old", examples, settings=new), tmp_path / "x") == files(expected, tmp_path / "y")
 
 
 def test_pictures_that_lie_in_several_files_keep_their_names(encoder, tmp_path):
@@ -121,8 +147,9 @@ def test_what_needs_a_model_is_refused(angled, judging, by_hash):
     made = mine(examples, encoder, judging(by_hash), settings=old)
     for change, words in (
         ({"depth": 9}, "depth is to be 9, but only 8 candidates were retrieved: mine again"),
-        ({"judged": 4}, r"never asked about \(example 0, rank 4\): mine again"),
-        ({"ceiling": 1.5}, r"never asked about \(example 0, rank 0\)"),
+        ({"judged": 4}, r"never asked about \(example 0, rank 3\): mine again"),
+        ({"ceiling": 1.5}, r"ceiling was 0\.99 .* and is to be 1\.5: what lies above it was never retrieved"),
+        ({"ceiling": None}, r"is to be None: what lies above it was never retrieved"),
         ({"seed": 1}, "seed was 0 when the ledger was made and is to be 1"),
         ({"queries": 3}, "queries was None"),
         ({"within_source": False}, "within_source was True"),
@@ -132,7 +159,7 @@ def test_what_needs_a_model_is_refused(angled, judging, by_hash):
     with pytest.raises(JudgeError, match="lower min_auc"):
         reselect(made, examples, settings=dataclasses.replace(old, min_auc=1.0))
     with pytest.raises(DataError, match="nothing to choose from"):
-        reselect(made, examples, settings=dataclasses.replace(old, ceiling=-1.0))
+        reselect(mine(examples, encoder, settings=Mining(depth=20)), examples, settings=Mining(depth=20, ceiling=-1.0))
 
 
 def test_other_examples_are_refused(angled, judging, by_hash, pairs):

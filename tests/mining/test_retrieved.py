@@ -25,13 +25,13 @@ class Counting:
 @pytest.fixture
 def searched(monkeypatch):
     """Sizes of the blocks that were searched; blocks are small."""
-    sizes, nearest = [], retrieval.nearest
+    sizes, nearest = [], retrieval.nearest_below
 
     def watched(queries, *args, **kwargs):
         sizes.append(len(queries))
         return nearest(queries, *args, **kwargs)
 
-    monkeypatch.setattr(retrieval, "nearest", watched)
+    monkeypatch.setattr(retrieval, "nearest_below", watched)
     monkeypatch.setattr(retrieval, "BLOCK", 4)
     return sizes
 
@@ -99,7 +99,7 @@ def test_a_stop_between_two_blocks_repeats_none(data, encoder, searched, tmp_pat
     whole = mine(data, encoder(dim=3), settings=SETTINGS, store=tmp_path / "whole")
     (calm,) = folders(tmp_path / "whole")
     sizes = list(searched)
-    watched = retrieval.nearest
+    watched = retrieval.nearest_below
 
     def dying(*args, **kwargs):
         if len(searched) == stop:
@@ -108,10 +108,10 @@ def test_a_stop_between_two_blocks_repeats_none(data, encoder, searched, tmp_pat
 
     del searched[:]
     if stop < len(sizes):
-        monkeypatch.setattr(retrieval, "nearest", dying)
+        monkeypatch.setattr(retrieval, "nearest_below", dying)
         with pytest.raises(KeyboardInterrupt):
             mine(data, encoder(dim=3), settings=SETTINGS, store=tmp_path / "cut")
-        monkeypatch.setattr(retrieval, "nearest", watched)
+        monkeypatch.setattr(retrieval, "nearest_below", watched)
     assert mine(data, encoder(dim=3), settings=SETTINGS, store=tmp_path / "cut") == whole
     assert searched == sizes
     (cut,) = folders(tmp_path / "cut")
@@ -141,6 +141,7 @@ class TestSearchedAgain:
         changed = {
             "model": {"model": turned},
             "depth": {"settings": Mining(depth=7, keep=2)},
+            "ceiling": {"settings": Mining(depth=6, keep=2, ceiling=0.5)},
             "one pool for all": {"settings": Mining(depth=6, keep=2, within_source=False)},
             "fewer queries": {"settings": Mining(depth=6, keep=2, queries=8)},
             "other queries": {"settings": Mining(depth=6, keep=2, queries=8, seed=1)},
@@ -160,7 +161,7 @@ class TestSearchedAgain:
             assert not searches(**change), why
         assert not searches()
         for same in (
-            {"ceiling": 0.5}, {"skip": 2}, {"keep": 5}, {"beta": 0.4}, {"selector": Hardest()}, {"rest": True}, {"seed": 3}
+            {"skip": 2}, {"keep": 5}, {"beta": 0.4}, {"selector": Hardest()}, {"rest": True}, {"seed": 3}
         ):  # fmt: skip
             assert searches(settings=Mining(**({"depth": 6, "keep": 2} | same))) == 0, same
 

@@ -12,7 +12,7 @@ from vectors import quantised, unit
 
 from hardwon.errors import DataError, ModelError
 from hardwon.search import Found, retrieve
-from hardwon.search.retrieve import MOST_EXCLUDED, SPARE
+from hardwon.search.retrieve import MOST_EXCLUDED, SPARE, checked, nearest_below
 
 MODULE = sys.modules["hardwon.search.retrieve"]  # the package exports a function of the same name
 
@@ -62,6 +62,32 @@ def test_equals_the_oracle_under_ties_and_exclusions(count, width, levels, k, se
     found = retrieve(queries, corpus, k, exclude=exclude, block=block)
     assert found.ids.shape == found.scores.shape == (5, k)
     assert ids_of(found) == oracle(queries, corpus, k, exclude)
+
+
+@given(
+    count=st.integers(1, 90),
+    levels=st.integers(1, 3),
+    k=st.integers(1, 30),
+    seed=st.integers(0, 2**32 - 1),
+    ceiling=st.none() | st.sampled_from([-2.0, 0.0, 0.3, 0.9]) | st.integers(0, 89),
+    at_once=st.sampled_from([1, 40, 2**22]),
+)
+def test_below_a_ceiling_it_is_the_nearest_of_those_that_lie_there(count, levels, k, seed, ceiling, at_once):
+    """A whole number is a place: the ceiling is that product itself, which lies at it and so is left out, with its ties."""
+    corpus, queries = quantised(count, 4, levels, seed), quantised(5, 4, levels, seed + 1)
+    whole = retrieve(queries, corpus, count)
+    if isinstance(ceiling, int):
+        ceiling = float(whole.scores[0, min(ceiling, count - 1)])
+    exclude = [[0] if n else [] for n in range(5)]
+    expected = [
+        [i for i in row if ceiling is None or whole.scores[n][whole.ids[n].tolist().index(i)] < np.float64(ceiling)][:k]
+        for n, row in enumerate(oracle(queries, corpus, count, exclude))
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "FETCHED_AT_ONCE", at_once)
+        found = nearest_below(*checked(queries, corpus), k, ceiling, exclude=exclude)
+    assert found.ids.shape == found.scores.shape == (5, k)
+    assert ids_of(found) == expected
 
 
 @given(count=st.integers(60, 200), width=st.integers(1, 40), k=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))

@@ -7,7 +7,7 @@ import pytest
 
 from hardwon import shards
 from hardwon.errors import HardwonError
-from hardwon.search.retrieve import nearest
+from hardwon.search.retrieve import nearest, nearest_below
 from hardwon.shards import Job, Output
 from hardwon.spread import engines, search, tasks
 from hardwon.spread.engines import Workers
@@ -79,6 +79,14 @@ class TestNearest:
         draw = np.random.default_rng(0)
         made = [draw.standard_normal((count, 8)).astype(np.float32) for count in (4, 9, 9)]
         return [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in made]
+
+    def test_a_ceiling_goes_along(self, tmp_path, vectors):
+        queries, pool, _ = vectors
+        blocks = [Asked("pool", [0, 1, 2, 3], [[], [3], [], []])]
+        found = nearest_of(queries, {"pool": pool}, blocks=blocks, depth=3, workers=Workers(1), below=tmp_path, ceiling=0.2)
+        truth = nearest_below(queries, pool, 3, 0.2, exclude=blocks[0].barred)
+        assert [f.ids.tolist() for f in found] == [truth.ids.tolist()]
+        assert truth.scores.max() < 0.2
 
     def check(self, below, queries, pool):
         blocks = [Asked("pool", [0, 1], [[], [3]]), Asked("pool", [2, 3], [[], []])]

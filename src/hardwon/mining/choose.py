@@ -69,11 +69,6 @@ class Limits(Protocol):
         ...
 
     @property
-    def ceiling(self) -> float | None:
-        """Candidates at or above this similarity are left out."""
-        ...
-
-    @property
     def skip(self) -> int:
         """So many of the most similar of the others are left out."""
         ...
@@ -149,14 +144,12 @@ class Chosen:
 
 
 def looked_at(row: int, hits: Sequence[Hit], gold_similarity: float, limits: Limits) -> Found:
-    """What was retrieved, best first, without copies of a positive, what reaches the ceiling, and so many to skip."""
+    """What was retrieved, best first, without copies of a positive, and without so many to skip."""
     kept, left = [], []
     skipped = 0
     for hit in hits:
         if limits.copies is not None and hit.apart is not None and hit.apart <= limits.copies:
             left.append(Left(hit, f"a copy of the positive, apart <= {limits.copies:g}", "rejected"))
-        elif limits.ceiling is not None and hit.similarity >= limits.ceiling:
-            left.append(Left(hit, f"similarity >= {limits.ceiling:g}"))
         elif skipped < limits.skip:
             skipped += 1
             left.append(Left(hit, f"one of the {limits.skip} most similar, skipped"))

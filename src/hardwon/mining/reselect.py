@@ -29,7 +29,8 @@ def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Minin
 
     `keep`, `beta`, `selector`, `fallback`, `rest` and `min_auc` may be anything. `copies`, `ceiling`, `skip`, `depth` and
     `judged` may be anything that asks for no candidate that was not retrieved or judged then; a candidate that the judge was
-    to be asked about but was not (a budget) stays "beyond the budget".
+    to be asked about but was not (a budget) stays "beyond the budget". So the ceiling can only be lowered, and where that
+    leaves out candidates others have to take their place: mine with more depth than is wanted afterwards.
 
     Args:
         made: what `mine` returned, or the folder where it was written.
@@ -50,22 +51,25 @@ def reselect(made: Mined | Path, examples: Sequence[Example], *, settings: Minin
     judged = about["judge"] is not None
     old = Mining(**about["settings"])
     found, said = [], []
-    for row, lines, hits in _retrieved(entries, examples, settings):
-        new = _looked_at(row, lines, hits, settings)
+    for row, before, pool in _retrieved(entries, examples, settings):
+        lines = _below(row, before, old, settings)
+        new = _looked_at(row, lines, pool, settings)
         found.append(new)
         if judged and lines:
-            asked = set(_looked_at(row, lines, hits, old).ranks[: old.judged])
-            missing = [rank for rank in new.ranks[: settings.judged] if rank not in asked]
+            asked = {before[rank].candidate for rank in _looked_at(row, before, pool, old).ranks[: old.judged]}
+            missing = [rank for rank in new.ranks[: settings.judged] if lines[rank].candidate not in asked]
             if missing:
                 raise RecipeError(
                     f"these settings look at candidates that the judge was never asked about (example {row}, rank {missing[0]})"
-                    ": mine again with them, or change ceiling, skip and judged so that they only leave out more"
+                    ": mine again with them, or change skip and judged so that they only leave out more"
                 )
             said.append(_judgements(lines, new, settings))
         else:
             said.append(None)
     if not any(f.items for f in found):
-        raise DataError("the ledger holds nothing to choose from with these settings: lower skip or raise the ceiling")
+        raise DataError(
+            "the ledger holds nothing to choose from with these settings: lower skip, or mine again with a higher ceiling"
+        )
     about = {**about, "settings": depends_on(settings)}
     return replace(decided(examples, zip(found, said, strict=True), calibration, about, settings=settings), left_out=left_out)
 
@@ -93,21 +97,25 @@ def _check_settings(old: Mapping[str, Any], settings: Mining) -> None:
             )
     if settings.copies is not None and old["copies"] is None:
         raise RecipeError("copies was None when the ledger was made, so nobody looked for them: mine again, or leave it None")
+    if old["ceiling"] is not None and (settings.ceiling is None or settings.ceiling > old["ceiling"]):
+        raise RecipeError(
+            f"ceiling was {old['ceiling']:g} when the ledger was made and is to be {settings.ceiling}: what lies above it was "
+            "never retrieved, so mine again"
+        )
     if settings.depth > old["depth"]:
         raise RecipeError(f"depth is to be {settings.depth}, but only {old['depth']} candidates were retrieved: mine again")
 
 
 def _retrieved(
     entries: Sequence[Entry], examples: Sequence[Example], settings: Mining
-) -> Iterator[tuple[int, list[Entry], list[Item]]]:
-    """Number, lines (within the new depth, by rank) and their items for every example that was mined for."""
+) -> Iterator[tuple[int, list[Entry], Mapping[str, Item]]]:
+    """Number, lines by rank and the pool that they are from for every example that was mined for."""
     rows = rows_to_mine(examples, settings)
     by_row: dict[int, list[Entry]] = {row: [] for row in rows}
     for entry in entries:
         if entry.row not in by_row:
             raise DataError(f"the ledger names example {entry.row}: it was made for other examples than these {len(examples)}")
-        if entry.rank < settings.depth:
-            by_row[entry.row].append(entry)
+        by_row[entry.row].append(entry)
     by_source = pools(examples, settings)
     for row in rows:
         example, lines = examples[row], sorted(by_row[row], key=lambda entry: entry.rank)
@@ -115,11 +123,24 @@ def _retrieved(
         strange = [e for e in lines if e.query != example.query.key or e.candidate not in pool]
         if strange or barred(example, [e.content for e in lines]):
             raise DataError(f"example {row} is not what it was when the ledger was made ({example.query.label}): mine again")
-        yield row, lines, [pool[e.candidate] for e in lines]
+        yield row, lines, pool
 
 
-def _looked_at(row: int, lines: Sequence[Entry], items: Sequence[Item], settings: Mining) -> Found:
-    hits = [Hit(item, entry.similarity, entry.rank, entry.apart) for entry, item in zip(lines, items, strict=True)]
+def _below(row: int, before: Sequence[Entry], old: Mining, settings: Mining) -> list[Entry]:
+    """The lines of what would be retrieved with the new depth and ceiling, with their new ranks."""
+    ceiling = np.inf if settings.ceiling is None else settings.ceiling
+    lines = [entry for entry in before if entry.similarity < ceiling]
+    # Of a full list nobody knows what comes after it.
+    if len(before) == old.depth and len(lines) < settings.depth:
+        raise RecipeError(
+            f"below ceiling {settings.ceiling} the ledger has {len(lines)} candidates of example {row}, and depth is to be "
+            f"{settings.depth}: others have to take the place of what it leaves out, so mine again, or take a smaller depth"
+        )
+    return [replace(entry, rank=rank) for rank, entry in enumerate(lines[: settings.depth])]
+
+
+def _looked_at(row: int, lines: Sequence[Entry], pool: Mapping[str, Item], settings: Mining) -> Found:
+    hits = [Hit(pool[entry.candidate], entry.similarity, entry.rank, entry.apart) for entry in lines]
     return looked_at(row, hits, lines[0].gold_similarity if lines else 0.0, settings)
 
 

@@ -21,7 +21,7 @@ from hardwon.mining.settings import Mining
 from hardwon.models import CachedEncoder, Encoder
 from hardwon.randomness import generator
 from hardwon.search.retrieve import Found as Nearest
-from hardwon.search.retrieve import checked, nearest
+from hardwon.search.retrieve import checked, nearest_below
 from hardwon.spread.models import SpreadEncoder
 from hardwon.spread.search import Asked, nearest_of
 
@@ -120,7 +120,8 @@ class _Search:
         embedder: Encoder,
         settings: Mining,
     ):
-        self.blocks, self.by_source, self.embedder, self.depth = blocks, by_source, embedder, settings.depth
+        self.blocks, self.by_source, self.embedder = blocks, by_source, embedder
+        self.depth, self.ceiling = settings.depth, settings.ceiling
         self.asked, self.copies = asked, None if settings.copies is None else Copies()
         self.queries, self.golds = [e.query.key for e in asked], [e.gold[0].key for e in asked]
         self._corpus: tuple[str, np.ndarray] | None = None
@@ -142,7 +143,7 @@ class _Search:
         if self._corpus is None or self._corpus[0] != block.pool:
             self._corpus = block.pool, self._pool(block.pool)
         asked = checked(queries[block.places], self._corpus[1][:0])[0]
-        return self._hits(block, nearest(asked, self._corpus[1], self.depth, exclude=block.barred))
+        return self._hits(block, nearest_below(asked, self._corpus[1], self.depth, self.ceiling, exclude=block.barred))
 
     def each(self, numbers: Sequence[int]) -> Iterator[Hits]:
         """As `Search.each`; by several workers, if there are any."""
@@ -154,7 +155,15 @@ class _Search:
         pools = {name: self._pool(name) for name in dict.fromkeys(block.pool for block in blocks)}
         asked = checked(self._vectors[0], self._vectors[1][:0])[0]
         wanted = [Asked(block.pool, block.places, block.barred) for block in blocks]
-        found = nearest_of(asked, pools, blocks=wanted, depth=self.depth, workers=spread.workers, below=spread.below)
+        found = nearest_of(
+            asked,
+            pools,
+            blocks=wanted,
+            depth=self.depth,
+            workers=spread.workers,
+            below=spread.below,
+            ceiling=self.ceiling,
+        )
         for block, hits in zip(blocks, found, strict=True):
             yield self._hits(block, hits)
 
@@ -190,9 +199,11 @@ def _inputs(
 ) -> dict[str, Any]:
     """All that hits depend on: model, settings, and by their keys and in their order queries and pools."""
     asked = [[b.pool, [[search.queries[n], search.golds[n]] for n in b.places], b.barred] for b in blocks]
+    told = {"depth": settings.depth, "within_source": settings.within_source, "copies": settings.copies is not None}
     return {
         "embedder": search.embedder.fingerprint,
-        "settings": {"depth": settings.depth, "within_source": settings.within_source, "copies": settings.copies is not None},
+        # Without a ceiling nothing is said of it: what was kept before there was one in the search stays of use.
+        "settings": told if settings.ceiling is None else told | {"ceiling": settings.ceiling},
         "queries": {"count": len(search.queries), "fingerprint": _digest(asked)},
         "pool": {
             "count": len({key for pool in by_source.values() for key in pool}),

@@ -23,7 +23,8 @@ class Mining:
         copies: reject candidates that are no further than this from looking like a positive: its picture encoded, resized or
             cropped again, its text in other case (see `Copies`); 0 for those that are the same to the pixel. What is rejected
             becomes `related`, and no judge is asked about it. None looks for no copies but those that are the same to the byte.
-        ceiling: leave out candidates at or above this similarity (delta of the paper, which gives no value); None for none.
+        ceiling: candidates at or above this similarity are not retrieved: the `depth` nearest below it are (delta of the paper,
+            which gives no value); None for none.
         skip: leave out so many of the most similar candidates; a poor man's judge.
         selector: which survivors are chosen.
         fallback: what to do for a query of which fewer are chosen than wanted. "none" leaves it with fewer and counts it.

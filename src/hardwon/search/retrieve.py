@@ -116,6 +116,40 @@ def nearest(
     return Found(ids, scores)
 
 
+def nearest_below(
+    queries: Float32[np.ndarray, "q d"],
+    corpus: Float32[np.ndarray, "n d"],
+    k: int,
+    ceiling: float | None,
+    *,
+    exclude: Sequence[Collection[int]] | None = None,
+) -> Found:
+    """`nearest` among the candidates whose score lies below a ceiling; None is no ceiling.
+
+    A query with fewer than k below it among those fetched is searched again for four times as many, until there are no more.
+    """
+    if ceiling is None:
+        return nearest(queries, corpus, k, exclude=exclude)
+    ids = np.full((len(queries), k), -1, dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    open_rows, fetch = list(range(len(queries))), min(k, len(corpus))
+    while open_rows:
+        step, again = max(1, FETCHED_AT_ONCE // fetch), []
+        for part in (open_rows[start : start + step] for start in range(0, len(open_rows), step)):
+            barred = None if exclude is None else [exclude[row] for row in part]
+            found = nearest(queries[part], corpus, fetch, exclude=barred)
+            # In float64, as whoever compares a score by itself does.
+            fits = (found.ids >= 0) & (found.scores.astype(np.float64) < ceiling)
+            for row, own, exact, fit in zip(part, found.ids, found.scores, fits, strict=True):
+                count = min(k, int(fit.sum()))
+                if count < k and own[-1] >= 0 and fetch < len(corpus):
+                    again.append(row)
+                else:
+                    ids[row, :count], scores[row, :count] = own[fit][:count], exact[fit][:count]
+        open_rows, fetch = again, min(4 * fetch, len(corpus))
+    return Found(ids, scores)
+
+
 def as_float32(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     """The vectors as faiss takes them: float32, one row after the other; not copied when they are already."""
     return np.ascontiguousarray(vectors, dtype=np.float32)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hardwon.artifacts import replacing
-from hardwon.search.retrieve import Found, nearest
+from hardwon.search.retrieve import Found, nearest_below
 from hardwon.spread.engines import Workers, spread
 from hardwon.spread.tasks import by_ray
 
@@ -31,7 +31,14 @@ class Asked:
 
 
 def nearest_of(
-    queries: np.ndarray, pools: Mapping[str, np.ndarray], *, blocks: Sequence[Asked], depth: int, workers: Workers, below: Path
+    queries: np.ndarray,
+    pools: Mapping[str, np.ndarray],
+    *,
+    blocks: Sequence[Asked],
+    depth: int,
+    workers: Workers,
+    below: Path,
+    ceiling: float | None = None,
 ) -> Iterator[Found]:
     """The nearest vectors for the queries of each block, in their order.
 
@@ -42,6 +49,7 @@ def nearest_of(
         depth: candidates for each query.
         workers: who searches.
         below: as of `SpreadEncoder`.
+        ceiling: as of `nearest_below`.
     """
     below.mkdir(parents=True, exist_ok=True)
     numbers = {name: n for n, name in enumerate(pools)}
@@ -58,7 +66,7 @@ def nearest_of(
             write()
 
     write()  # also over what a run that was killed has left
-    task = {"kind": "nearest", "vectors": str(named.resolve()), "depth": depth}
+    task = {"kind": "nearest", "vectors": str(named.resolve()), "depth": depth, "ceiling": ceiling}
     rows = [
         [[numbers[b.pool], int(n), list(map(int, barred))] for n, barred in zip(b.queries, b.barred, strict=True)]
         for b in blocks
@@ -66,7 +74,7 @@ def nearest_of(
     found = spread(below, task, rows=rows, workers=workers, entry=by_ray, renew=renew)
     for block, output in zip(blocks, found, strict=True):
         if output is None:
-            yield nearest(queries[list(block.queries)], pools[block.pool], depth, exclude=block.barred)
+            yield nearest_below(queries[list(block.queries)], pools[block.pool], depth, ceiling, exclude=block.barred)
         else:
             yield Found(output.arrays["ids"], output.arrays["scores"])
     named.unlink(missing_ok=True)

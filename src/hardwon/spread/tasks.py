@@ -73,14 +73,15 @@ def nearest(task: Mapping[str, Any]) -> Work:
     """The nearest vectors of a pool for each query; rows are (number of the pool, number of the query, excluded ids)."""
     from safetensors.torch import load_file
 
-    from hardwon.search.retrieve import nearest as search
+    from hardwon.search.retrieve import nearest_below
 
     held = {name: rows.numpy() for name, rows in load_file(task["vectors"]).items()}  # mapped: workers share the pages
 
     def do(rows: list[Any]) -> Output:
         (pool,) = {pool for pool, _, _ in rows}
         asked = held["queries"][[number for _, number, _ in rows]]
-        found = search(asked, held[f"pool-{pool}"], task["depth"], exclude=[barred for _, _, barred in rows])
+        barred = [ids for _, _, ids in rows]
+        found = nearest_below(asked, held[f"pool-{pool}"], task["depth"], task["ceiling"], exclude=barred)
         return Output({"ids": found.ids, "scores": found.scores})
 
     return do
