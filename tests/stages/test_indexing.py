@@ -201,7 +201,7 @@ def test_of_what_whole_vectors_find_later_runs_tell_what_they_can(tmp_path, enco
     assert open_index(out).about.measured == kept  # what is known of the 300
     more = index_path(encoder, MODEL, many(tmp_path / "c.jsonl", 400, 520), out)
     assert (more.narrowed.among, more.partly) == (120, True)
-    assert "among 120 that this run has read, of 440 rows: among all they find less" in told(more, out)[1]
+    assert "among 120 that this run has read, of 440 rows: among all likely less" in told(more, out)[1]
     assert more.narrowed.value.mean > first.narrowed.value.mean  # as it says
     assert index_path(encoder, MODEL, tmp_path / "c.jsonl", out).narrowed is None
 

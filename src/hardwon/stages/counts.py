@@ -75,7 +75,7 @@ def _costs(counts: Counts) -> list[str]:
     """What was measured of smaller vectors; each line says what it compares with what."""
     lines, space, found = [], counts.space, counts.narrowed
     if space is not None and found is not None:
-        part = f" that this run has read, of {counts.rows:,} rows: among all they find less" if counts.partly else ""
+        part = f" that this run has read, of {counts.rows:,} rows: among all likely less" if counts.partly else ""
         lines.append(f"{found}{part}")
         if found.value.mean < TARGET:
             lines.append(f"that is below {TARGET}: keep more numbers with --dimensions and --rebuild if it matters")
