@@ -51,7 +51,12 @@ def mined(home, pairs, model):
 
 def url_of(picture, kind="PNG"):
     """A picture as a data: URL."""
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(tiny.encoded(picture, kind)).decode()}"
+    return inline(tiny.encoded(picture, kind), kind)
+
+
+def inline(content, kind="PNG"):
+    """Bytes, said to be a picture, as a data: URL."""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass

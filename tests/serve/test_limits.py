@@ -253,7 +253,7 @@ def test_who_may_be_served(monkeypatch):
         with pytest.raises(RecipeError, match="--api-key-env"):
             check_host(host, "")
         check_host(host, "key")
-    told = {"rerank": "", "port": 0, "name": "", "device": "cpu", "limits": (), "ready": print}
+    told = {"rerank": None, "port": 0, "name": "", "device": "cpu", "limits": (), "ready": print}
     with pytest.raises(RecipeError, match="--api-key-env"):  # before anything is loaded
         loading.serve("/no/such", host="0.0.0.0", key_name="", **told)
     monkeypatch.delenv("HW_NONE", raising=False)
@@ -269,7 +269,7 @@ def test_missing_packages(monkeypatch):
 
 
 def test_a_port_that_is_taken(server, folder):
-    told = {"rerank": "", "name": "", "device": "cpu", "limits": (), "ready": print}
+    told = {"rerank": None, "name": "", "device": "cpu", "limits": (), "ready": print}
     port = int(server.url.rsplit(":", 1)[1])
     with pytest.raises(RecipeError, match="choose another with --port"):
         loading.serve(str(folder / "vlm"), host="127.0.0.1", port=port, key_name="", **told)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hardwon.commands import reranker
 from hardwon.commands.recipes import hide_loading
 from hardwon.items import Item
 
@@ -20,14 +21,12 @@ def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people se
     instruction: Annotated[str, typer.Option(help="Instruction that the model saw on such queries in training.")] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    rerank: Annotated[str, typer.Option(help="Reranker that reads the best candidates once more.")] = "",
-    fusion: Annotated[
-        str, typer.Option(help="What was learned of it, gate and all: a .fusion.json, or the folder of a stage that evaluated.")
-    ] = "",
-    depth: Annotated[int | None, typer.Option(help="Candidates that it reads; 10 if nothing says it.", min=1)] = None,
-    weight: Annotated[float | None, typer.Option(help="Of its log-odds beside the cosine; 0.05 if nothing says it.")] = None,
-    pairs: Annotated[float | None, typer.Option(help="Candidates that it may read at most: the best.", min=0)] = None,
-    milliseconds: Annotated[float | None, typer.Option(help="Time that its reading may take.", min=0)] = None,
+    rerank: reranker.Model = "",
+    fusion: reranker.Fusion = "",
+    depth: reranker.Depth = None,
+    weight: reranker.Weight = None,
+    pairs: reranker.Pairs = None,
+    milliseconds: reranker.Milliseconds = None,
     thumbnails: Annotated[
         bool | None,
         typer.Option(
@@ -44,16 +43,12 @@ def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people se
     from hardwon.models import Embedder
     from hardwon.pictures import check_picture
     from hardwon.search import model_named, open_index
-    from hardwon.stages.reranking import Rerank
 
     if not words and image is None:
         raise typer.BadParameter("give words, --image, or both")
     if as_json and thumbnails:
         raise typer.BadParameter("--json prints no pictures: leave --thumbnails out")
-    if not rerank and (fusion or (depth, weight, pairs, milliseconds) != (None,) * 4):
-        raise typer.BadParameter(
-            "--fusion, --depth, --weight, --pairs and --milliseconds are about a reranker: name one with --rerank"
-        )
+    asked = reranker.chosen(rerank, fusion, depth, weight, pairs, milliseconds)
     if image is not None:
         check_picture(image)
     model = model_named(folder)
@@ -61,7 +56,7 @@ def search(  # noqa: PLR0913, PLR0917  (each of them is one thing that people se
     index = open_index(folder, Embedder.load(model, device=device))
     query = Item(words, () if image is None else (image.resolve(),), instruction)
     try:
-        fused = Rerank(rerank, fusion, depth, weight, pairs, milliseconds).load(device=device) if rerank else None
+        fused = None if asked is None else asked.load(device=device)
         found = _Found(index, query, k, fused)
     finally:
         index.close()

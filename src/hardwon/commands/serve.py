@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hardwon.commands import reranker
 from hardwon.commands.recipes import hide_loading
 
 
@@ -17,7 +18,12 @@ def serve(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set
             show_default=False,
         ),
     ],
-    rerank: Annotated[str, typer.Option(help="A reranker's folder, or a name on the hub.")] = "",
+    rerank: reranker.Model = "",
+    fusion: reranker.Fusion = "",
+    depth: reranker.Depth = None,
+    weight: reranker.Weight = None,
+    pairs: reranker.Pairs = None,
+    milliseconds: reranker.Milliseconds = None,
     host: Annotated[str, typer.Option(help="Address to listen at; one that others reach needs --api-key-env.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 for any that is free.", min=0, max=65535)] = 8000,
     api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key clients must send.")] = "",
@@ -36,7 +42,8 @@ def serve(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set
 ) -> None:
     """Serve a search page, and embeddings, reranking and search to OpenAI's, Cohere's and Jina's clients, until Ctrl-C.
 
-    Pictures are sent as data: URLs: no address is fetched and no file is opened for a client.
+    Pictures are sent as data: URLs: no address is fetched and no file is opened for a client. What is said of the reranker is
+    as of `hardwon search`.
     """
     from hardwon.stages.serving import serve as start
 
@@ -50,7 +57,7 @@ def serve(  # noqa: PLR0913, PLR0917  (each of them is one thing that people set
     hide_loading()
     start(
         place,
-        rerank=rerank,
+        rerank=reranker.chosen(rerank, fusion, depth, weight, pairs, milliseconds),
         host=host,
         port=port,
         key_name=api_key_env,

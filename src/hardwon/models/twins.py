@@ -5,9 +5,10 @@ import itertools
 from typing import TypeVar
 
 from hardwon.models.embedder import Embedder
+from hardwon.models.listwise import ListwiseReranker
 from hardwon.models.reranker import Reranker
 
-M = TypeVar("M", Embedder, Reranker)
+M = TypeVar("M", Embedder, Reranker, ListwiseReranker)
 
 
 def twin(model: M) -> M:

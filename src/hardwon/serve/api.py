@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Item
-from hardwon.models import Embedder, Pair, Reranker
+from hardwon.models import Embedder, ListwiseReranker
 from hardwon.pictures import check_picture
 from hardwon.search import Fused, StoredIndex
 from hardwon.search.retrieve import shortened
@@ -30,6 +30,7 @@ from hardwon.serve.limits import Guard, Limits, Refused
 from hardwon.serve.metrics import TYPE, Metrics
 from hardwon.serve.page import Page, shown
 from hardwon.serve.replies import ANSWERS, absent, as_json, documented, explained
+from hardwon.serve.reranking import queued, scored, scoring
 
 log = logging.getLogger(__name__)
 THREADS = 32  # searches at a time, which mostly wait for the worker
@@ -45,7 +46,7 @@ class Served:
         embedder: the model.
         name: what clients call it.
         index: searched by `/v1/search` and shown by the page; None: there is none.
-        reranker: of `/v1/rerank` and of searches that ask for it; None: there is none.
+        rerank: how searches that ask for it use the reranker, which is that of `/v1/rerank` too; None: there is none.
         reranker_name: what clients call it.
         instructions: that the page offers for queries, the first of them chosen.
         inspection: makes the page of mined negatives; None: there is none.
@@ -54,7 +55,7 @@ class Served:
     embedder: Embedder
     name: str
     index: StoredIndex | None = None
-    reranker: Reranker | None = None
+    rerank: Fused | None = None
     reranker_name: str = ""
     instructions: tuple[str, ...] = ()
     inspection: Callable[[], str] | None = None
@@ -74,22 +75,14 @@ class _Route(APIRoute):
 
 
 class _Queued:
-    """An index's encoder, and a reranker, that wait for the worker: they are called from a thread of `to_thread`."""
+    """An index's encoder that waits for the worker: it is called from a thread of `to_thread`."""
 
-    def __init__(self, desk: "_Desk", embedder: Embedder, reranker: Reranker | None):
+    def __init__(self, desk: "_Desk", embedder: Embedder):
         self._desk, self.dim, self.fingerprint = desk, embedder.dim, embedder.fingerprint
-        self.reranked_by = "" if reranker is None else reranker.fingerprint
 
     def encode(self, items: Sequence[Item], *, progress: str = "") -> np.ndarray:
         """As `Encoder.encode`."""
         return from_thread.run(self._desk.encode, items).values
-
-    def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
-        """As `Scorer.score_pairs`."""
-        try:
-            return from_thread.run(self._desk.score, pairs).values
-        except Unusable as error:  # the query has been read before: this is about an item of the index
-            raise RuntimeError(f"an item of the index cannot be reranked: {error}") from error
 
 
 class _Desk:
@@ -98,15 +91,15 @@ class _Desk:
     def __init__(self, served: Served, worker: Worker, lanes: int):
         self._worker = worker
         self._encoding = Work.encoding(served.embedder, lanes)
-        self._scoring = None if served.reranker is None else Work.scoring(served.reranker, lanes)
+        self._scoring = None if served.rerank is None else scoring(served.rerank.reranker, lanes)
 
     async def encode(self, items: Sequence[Item]) -> Done:
         return await asyncio.wrap_future(self._worker.submit(self._encoding, items))
 
-    async def score(self, pairs: Sequence[Pair]) -> Done:
+    async def score(self, rows: Sequence[Any]) -> Done:
         if self._scoring is None:
             raise Refused(404, "this server has no reranker: start it with --rerank", code="not_found")
-        return await asyncio.wrap_future(self._worker.submit(self._scoring, pairs))
+        return await asyncio.wrap_future(self._worker.submit(self._scoring, rows))
 
 
 class Api:
@@ -129,7 +122,8 @@ class Api:
         lanes = lanes_on(served.embedder.body.model.device.type)
         self._worker = Worker(limits.batch_tokens, self.metrics.computed, lanes)
         self._desk, self._began = _Desk(served, self._worker, lanes), int(time.time())
-        self._queued = _Queued(self._desk, served.embedder, served.reranker)
+        self._queued = _Queued(self._desk, served.embedder)
+        self._rerank = None if served.rerank is None else queued(served.rerank, self._desk.score)
         self._index = None if served.index is None else served.index.with_encoder(self._queued)
         self._threads = anyio.CapacityLimiter(THREADS)
         self.page = Page(served.index, self._about(), served.inspection)
@@ -153,8 +147,8 @@ class Api:
         served = self.served
         return {
             "name": served.name,
-            "reranker": served.reranker_name if served.reranker is not None else "",
-            "depth": self.limits.rerank_depth,
+            "reranker": served.reranker_name if served.rerank is not None else "",
+            "depth": 0 if served.rerank is None else served.rerank.depth,
             "pictures": "image" in served.embedder.body.modalities,
             "instructions": list(served.instructions),
             "body_bytes": self.limits.body_bytes,
@@ -212,15 +206,19 @@ class Api:
 
     async def rerank(self, asked: schemas.RerankRequest) -> Response:
         """Documents in the order in which they answer a query."""
-        if self.served.reranker is None:
+        if self.served.rerank is None:
             raise Refused(404, "this server has no reranker: start it with --rerank", code="not_found")
         if asked.model is not None:
             self._check_model(asked.model, self.served.reranker_name)
         query = schemas.things([asked.query], "query", self.limits)
         documents = schemas.things(asked.documents, "documents", self.limits)
+        model = self.served.rerank.reranker
+        if isinstance(model, ListwiseReranker) and len(documents) > (most := self.limits.listed):
+            said = f"documents has {len(documents):,} entries, and this reranker reads them together, {most:,} at most"
+            raise Refused(400, f"{said}: send fewer, or start the server with a larger --limit listed", "documents", "too_many")
         await self._look(query, "query")
         await self._look(documents, "documents")
-        done = await self._blaming(self._desk.score([(query[0], document) for document in documents]), "documents")
+        done = await self._blaming(scored(self._desk.score, model, query[0], documents), "documents")
         order = np.argsort(-done.values, kind="stable")[: asked.top_n].tolist()
         results: list[dict[str, Any]] = [{"index": n, "relevance_score": _sigmoid(float(done.values[n]))} for n in order]
         if asked.return_documents:
@@ -234,26 +232,27 @@ class Api:
         index = self._index
         if index is None:
             raise Refused(404, "this server has no index: start it with one", code="not_found")
-        if asked.rerank and self.served.reranker is None:
+        if asked.rerank and self._rerank is None:
             raise Refused(400, "this server has no reranker: start it with --rerank", "rerank")
         query = await self._query(asked, index)
         liked = asked.like is not None
         await self._look([query], "like" if liked else "image")
-        rerank = Fused(self._queued, self.limits.rerank_depth) if asked.rerank else None
+        rerank = self._rerank if asked.rerank else None
 
-        def find() -> list[dict[str, Any]]:
+        def find() -> dict[str, Any]:
             hits = index.search(query, asked.k, rerank, exclude_self=asked.exclude_self)
-            return [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit in hits if (row := hit.row)]
+            rows = [{"rank": hit.rank, "score": float(hit.score), **shown(row)} for hit in hits if (row := hit.row)]
+            return {"pairs": hits.pairs or 0, "hits": rows}
 
-        rows = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "like" if liked else "query")
-        return as_json({"model": self.served.name, "reranked": asked.rerank, "hits": rows})
+        found = await self._blaming(to_thread.run_sync(find, limiter=self._threads), "like" if liked else "query")
+        return as_json({"model": self.served.name, "reranked": asked.rerank, **found})
 
     async def models(self) -> Response:
         """The models of this server."""
         served = self.served
         kinds = [(served.name, "embedder", self._queued.fingerprint)]
-        if served.reranker is not None:
-            kinds.append((served.reranker_name, "reranker", self._queued.reranked_by))
+        if self._rerank is not None:
+            kinds.append((served.reranker_name, "reranker", self._rerank.reranker.fingerprint))
         about = {"object": "model", "created": self._began, "owned_by": "hardwon"}
         cards = [{"id": name, "kind": kind, "fingerprint": fingerprint, **about} for name, kind, fingerprint in kinds]
         return as_json({"object": "list", "data": cards})

@@ -46,7 +46,7 @@ class Limits:
         read_s: seconds in which a body has to arrive.
         timeout_s: seconds in which a request has to be answered.
         batch_tokens: tokens, about, of the requests that are computed together.
-        rerank_depth: hits of a search that the reranker reads.
+        listed: documents that a reranker of lists is given in one request: what it has begun is not put off for others.
     """
 
     body_bytes: int = 8_000_000
@@ -58,7 +58,7 @@ class Limits:
     read_s: float = 10.0
     timeout_s: float = 60.0
     batch_tokens: int = 8192
-    rerank_depth: int = 10
+    listed: int = 100
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -74,6 +74,8 @@ class Limits:
         kinds: dict[str, Callable[[str], float]] = {each.name: type(each.default) for each in fields(self)}  # type: ignore[misc]
         made: dict[str, Any] = {}
         for name, value in settings.items():
+            if name == "rerank_depth":
+                raise RecipeError("rerank_depth is no limit: --depth or --fusion says what the reranker reads of a search")
             if name not in kinds:
                 raise RecipeError(unknown("limit", name, kinds))
             try:

@@ -167,7 +167,9 @@ class Ranked(BaseModel):
     """A document."""
 
     index: int
-    relevance_score: float = Field(description="Sigmoid of the reranker's log-odds.")
+    relevance_score: float = Field(
+        description="Sigmoid of the log-odds; of a reranker of lists, of how far the document is above the mean of those sent."
+    )
     document: dict[str, Any] | None = None
 
 
@@ -198,6 +200,7 @@ class SearchReply(BaseModel):
 
     model: str
     reranked: bool
+    pairs: int = Field(description="Candidates that the reranker read; 0 where its gate or its budget lets it read nothing.")
     hits: list[HitReply]
 
 

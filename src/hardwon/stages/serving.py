@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hardwon import artifacts
 from hardwon.errors import ArtifactError, MissingExtra, RecipeError
-from hardwon.models import Embedder, Reranker
+from hardwon.models import Embedder
 from hardwon.search import is_index, model_named, open_index
+from hardwon.stages.reranking import Rerank
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -16,7 +17,7 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 def serve(  # noqa: PLR0913  (each of them is one thing that people set)
     place: str,
     *,
-    rerank: str,
+    rerank: Rerank | None,
     host: str,
     port: int,
     key_name: str,
@@ -31,7 +32,7 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
 
     Args:
         place: an index made by `hardwon index`, a model's folder, or its name on the hub.
-        rerank: a reranker; "" for none.
+        rerank: a reranker, and how searches use it; None for none.
         host: see `run`.
         port: see `run`.
         key_name: environment variable that holds the key; "" for none.
@@ -44,8 +45,8 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
 
     Raises:
         MissingExtra: a package that is not installed.
-        RecipeError: no key where one is needed, or an unknown limit.
-        ArtifactError: an index that is damaged or was made by another model.
+        RecipeError: no key where one is needed, an unknown limit, or as `Rerank.load`.
+        ArtifactError: an index that is damaged or was made by another model, or as `Rerank.load`.
         ModelError: a model that cannot be loaded.
     """
     check_packages()
@@ -67,9 +68,9 @@ def serve(  # noqa: PLR0913  (each of them is one thing that people set)
     else:
         where = place
         embedder = Embedder.load(place, device=device)
-    reranker = Reranker.load(rerank, device=device) if rerank else None
-    ranker = called(rerank) if rerank else ""
-    served = Served(embedder, name or called(where), index, reranker, ranker, tuple(instructions), inspection)
+    fused = None if rerank is None else rerank.load(device=device)
+    ranker = "" if rerank is None else called(rerank.model)
+    served = Served(embedder, name or called(where), index, fused, ranker, tuple(instructions), inspection)
     app.run(served, chosen, host=host, port=port, key=key, ready=ready)
 
 

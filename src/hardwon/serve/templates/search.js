@@ -77,7 +77,7 @@ async function search({ remember = true } = {}) {
       const second = await ask("/v1/search", request(true), signal);
       if (number !== state.asked) return;
       show(second.hits, new Map(first.hits.map((hit) => [hit.id, hit.rank])));
-      say("status", moves(second.hits, state.before));
+      say("status", moves(second, state.before));
     }
   } catch (error) {
     if (error.name === "AbortError" || number !== state.asked) return;
@@ -94,12 +94,13 @@ function told(hits, took) {
   return `${what} ${hits.length} of ${among}, in ${Math.round(took)} ms.`;
 }
 
-function moves(hits, before) {
+function moves({ hits, pairs }, before) {
+  if (!pairs) return "The reranker read nothing: its gate or its budget leaves queries like this one as they are.";
   const read = hits.slice(0, state.about.depth);
   const moved = read.filter((hit) => before.get(hit.id) !== hit.rank);
-  if (!moved.length) return `The reranker read the first ${read.length} and left all where they were.`;
+  if (!moved.length) return `The reranker read the first ${Math.min(pairs, read.length)} and left all where they were.`;
   const far = moved.reduce((a, b) => (before.get(a.id) - a.rank >= before.get(b.id) - b.rank ? a : b));
-  return `The reranker read the first ${read.length} and moved ${moved.length}; “${short(named(far), 60)}” rose from ${before.get(far.id)} to ${far.rank}.`;
+  return `The reranker read the first ${Math.min(pairs, read.length)} and moved ${moved.length}; “${short(named(far), 60)}” rose from ${before.get(far.id)} to ${far.rank}.`;
 }
 
 async function sample() {
