@@ -174,6 +174,13 @@ class Api:
             codes = documented(reply, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
             app.post(path, responses=codes, response_class=Response, operation_id=path.strip("/").replace("/", "_"))(answer)
         app.get("/v1/models", responses=documented(schemas.ModelsReply, 401, 403), response_class=Response)(self.models)
+        # FastAPI would add an answer of 422 for a parameter that it reads itself.
+        app.get(
+            "/v1/models/{model:path}",
+            responses=documented(schemas.ModelCard, 401, 403, 404),
+            response_class=Response,
+            openapi_extra={"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]},
+        )(self.model)
         app.get("/healthz", responses=documented(schemas.Health, 403, 503), response_class=Response)(self.health)
         plain = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format."}}
         app.get("/metrics", responses={**documented(None, 401, 403), **plain}, response_class=Response)(self.numbers)
@@ -248,13 +255,22 @@ class Api:
 
     async def models(self) -> Response:
         """The models of this server."""
+        return as_json({"object": "list", "data": self._cards()})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        model, cards = request.path_params["model"], {card["id"]: card for card in self._cards()}
+        if model not in cards:
+            raise Refused(404, unknown("model", model[:80], cards), "model", "model_not_found")
+        return as_json(cards[model])
+
+    def _cards(self) -> list[dict[str, Any]]:
         served = self.served
         kinds = [(served.name, "embedder", self._queued.fingerprint)]
         if self._rerank is not None:
             kinds.append((served.reranker_name, "reranker", self._rerank.reranker.fingerprint))
         about = {"object": "model", "created": self._began, "owned_by": "hardwon"}
-        cards = [{"id": name, "kind": kind, "fingerprint": fingerprint, **about} for name, kind, fingerprint in kinds]
-        return as_json({"object": "list", "data": cards})
+        return [{"id": name, "kind": kind, "fingerprint": fingerprint, **about} for name, kind, fingerprint in kinds]
 
     async def health(self) -> Response:
         """Whether the server can answer."""
