@@ -1,5 +1,6 @@
 """Rerankers behind the worker: of pairs, and of lists, which say something of a candidate in sight of the others only."""
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,11 @@ from anyio import from_thread, to_thread
 from hardwon.errors import BadMedia
 from hardwon.items import Item
 from hardwon.models import Pair, Reranker
+from hardwon.models.length import shortened
 from hardwon.models.preflight import refusal
 from hardwon.pictures import open_picture
 from hardwon.search import Fused
-from hardwon.serve.batching import Done, Unusable, Work
+from hardwon.serve.batching import Done, Unusable, Work, Worker
 
 Score = Callable[[Sequence[Any]], Coroutine[Any, Any, Done]]  # hands rows of `scoring` to the worker
 
@@ -67,6 +69,25 @@ async def scored(score: Score, model: Any, query: Item, items: Sequence[Item]) -
     except Unusable as error:  # the worker knows the list alone
         raise Unusable(str(error), await to_thread.run_sync(_damaged, items)) from error
     return replace(done, values=done.values[0])
+
+
+async def cut(worker: Worker, model: Any, items: Sequence[Item], tokens: int) -> list[Item]:
+    """Items with at most so many tokens of text each, as the reranker's tokenizer makes them, which is the worker's."""
+    # A token is at least a byte. What the model cuts anyway may as well be left whole.
+    long = {n: item for n, item in enumerate(items) if len(item.text.encode("utf-8", "replace")) > tokens}
+    if not long or tokens >= int(model.body.model.max_seq_length):
+        return list(items)
+
+    def run(rows: Sequence[Item]) -> np.ndarray:
+        made = np.empty(len(rows), dtype=object)
+        for n, item in enumerate(rows):
+            made[n] = shortened(item.text, model.body.tokenizer, tokens) or item.text[:1]
+        return made
+
+    work = Work("cut", lambda item: "", lambda item: len(item.text) // 4 + 1, run)
+    done = await asyncio.wrap_future(worker.submit(work, list(long.values())))
+    texts = dict(zip(long, done.values, strict=True))
+    return [replace(item, text=texts.get(n, item.text)) for n, item in enumerate(items)]
 
 
 def _damaged(items: Sequence[Item]) -> int | None:
