@@ -122,6 +122,11 @@ def picture_size(picture: Picture, *, max_pixels: int = MAX_PIXELS, max_bytes: i
         return (height, width) if _orientation(image) >= 5 else (width, height)  # 5 to 8 lie on their side
 
 
+def begins_as_picture(content: bytes) -> bool:
+    """Whether bytes begin as those of a picture of some format that is read."""
+    return content.startswith(tuple(start for form in _FORMATS.values() for start in form.starts))
+
+
 # What decoders of others may find in a file and nobody has said or been: of a file with more, only the pixels are handed on.
 _PLAIN = {
     "jfif",

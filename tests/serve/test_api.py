@@ -74,6 +74,12 @@ def test_openai_client(server, model):
         floats = client.embeddings.create(model=NAME, input="a", encoding_format="float", dimensions=4)
         assert len(floats.data[0].embedding) == 4
         assert [card.id for card in client.models.list()] == [NAME, RANKER]
+        for card in client.models.list():
+            assert client.models.retrieve(card.id) == card
+        for wrong in ("served/vml", "served", "a/b/c", "x" * 300):
+            with pytest.raises(openai.NotFoundError, match="unknown model") as caught:
+                client.models.retrieve(wrong)
+            assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
         with pytest.raises(openai.NotFoundError, match="did you mean 'served/vlm'"):
             client.embeddings.create(model="served/vml", input="a")
         with pytest.raises(openai.BadRequestError) as caught:

@@ -16,7 +16,7 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-OPERATIONS = 8
+OPERATIONS = 9
 EACH = trials(15)
 
 

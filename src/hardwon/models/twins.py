@@ -2,21 +2,23 @@
 
 import copy
 import itertools
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hardwon.models.embedder import Embedder
-from hardwon.models.listwise import ListwiseReranker
-from hardwon.models.reranker import Reranker
+M = TypeVar("M")
 
-M = TypeVar("M", Embedder, Reranker, ListwiseReranker)
+
+def twins(model: M, lanes: int) -> tuple[M, ...]:
+    """A model for each thread: itself, and others of the same weights."""
+    return (model, *(twin(model) for _ in range(lanes - 1)))
 
 
 def twin(model: M) -> M:
-    """Another of the same weights, for another thread.
+    """Another of the same weights, for another thread: of an embedder or a reranker, of pairs or of lists.
 
     Weights and buffers are shared, and nothing else: tokenizers keep the lengths of their last call, processors and some
     architectures what they saw last, so that two threads in one model could meet each other's. Not for training.
     """
-    module = model.body.model
+    given: Any = model
+    module = given.body.model
     shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
     return copy.deepcopy(model, shared)

@@ -21,20 +21,21 @@ from pydantic import BaseModel
 from hardwon.errors import BadMedia, DataError, unknown
 from hardwon.items import Item
 from hardwon.models import Embedder, ListwiseReranker
+from hardwon.models.twins import twins
 from hardwon.pictures import check_picture
 from hardwon.search import Fused, StoredIndex
 from hardwon.search.retrieve import shortened
-from hardwon.serve import schemas
+from hardwon.serve import inputs, schemas
 from hardwon.serve.batching import Done, Unusable, Work, Worker, lanes_on
 from hardwon.serve.limits import Guard, Limits, Refused
 from hardwon.serve.metrics import TYPE, Metrics
 from hardwon.serve.page import Page, shown
 from hardwon.serve.replies import ANSWERS, absent, as_json, documented, explained
-from hardwon.serve.reranking import queued, scored, scoring
+from hardwon.serve.reranking import cut, cutting, queued, scored, scoring
 
 log = logging.getLogger(__name__)
 THREADS = 32  # searches at a time, which mostly wait for the worker
-RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")
+RERANK_PATHS = ("/v1/rerank", "/rerank")
 GETS = ("/v1/models", "/healthz", "/metrics", "/openapi.json")
 
 
@@ -90,16 +91,25 @@ class _Desk:
 
     def __init__(self, served: Served, worker: Worker, lanes: int):
         self._worker = worker
-        self._encoding = Work.encoding(served.embedder, lanes)
-        self._scoring = None if served.rerank is None else scoring(served.rerank.reranker, lanes)
+        self._encoding = Work.encoding(*twins(served.embedder, lanes))
+        self._scoring = self._cutting = None
+        if served.rerank is not None:
+            models = twins(served.rerank.reranker, lanes)
+            self._scoring, self._cutting = scoring(*models), cutting(*models)
 
     async def encode(self, items: Sequence[Item]) -> Done:
         return await asyncio.wrap_future(self._worker.submit(self._encoding, items))
 
     async def score(self, rows: Sequence[Any]) -> Done:
-        if self._scoring is None:
+        return await self._reranking(self._scoring, rows)
+
+    async def cut(self, rows: Sequence[Any]) -> Done:
+        return await self._reranking(self._cutting, rows)
+
+    async def _reranking(self, work: Work | None, rows: Sequence[Any]) -> Done:
+        if work is None:
             raise Refused(404, "this server has no reranker: start it with --rerank", code="not_found")
-        return await asyncio.wrap_future(self._worker.submit(self._scoring, rows))
+        return await asyncio.wrap_future(self._worker.submit(work, rows))
 
 
 class Api:
@@ -131,6 +141,7 @@ class Api:
             "/v1/embeddings": (schemas.EmbeddingsRequest, self.embeddings, schemas.EmbeddingsReply),
             "/v1/search": (schemas.SearchRequest, self.search, schemas.SearchReply),
             **dict.fromkeys(RERANK_PATHS, (schemas.RerankRequest, self.rerank, schemas.RerankReply)),
+            "/v2/rerank": (schemas.RerankRequest, self.rerank_v2, schemas.RerankReply),
         }
         self.app = self._made()
         self.guard = Guard(self.app, self._post, frozenset(self._posts), limits, key, self._worker.pace, self.metrics.answered)
@@ -175,6 +186,13 @@ class Api:
             codes = documented(reply, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
             app.post(path, responses=codes, response_class=Response, operation_id=path.strip("/").replace("/", "_"))(answer)
         app.get("/v1/models", responses=documented(schemas.ModelsReply, 401, 403), response_class=Response)(self.models)
+        # FastAPI would add an answer of 422 for a parameter that it reads itself.
+        app.get(
+            "/v1/models/{model:path}",
+            responses=documented(schemas.ModelCard, 401, 403, 404),
+            response_class=Response,
+            openapi_extra={"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]},
+        )(self.model)
         app.get("/healthz", responses=documented(schemas.Health, 403, 503), response_class=Response)(self.health)
         plain = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format."}}
         app.get("/metrics", responses={**documented(None, 401, 403), **plain}, response_class=Response)(self.numbers)
@@ -194,38 +212,49 @@ class Api:
         width = asked.dimensions or self.served.embedder.dim
         if width > self.served.embedder.dim:
             raise Refused(400, f"dimensions is {width}, but the vectors hold {self.served.embedder.dim} numbers", "dimensions")
-        items, field = schemas.embedded(asked, self.limits)
+        self._check_task(asked.task)
+        items, field = inputs.embedded(asked, self.limits)
         await self._look(items, field)
         done = await self._blaming(self._desk.encode(items), field)
         vectors = shortened(done.values, width)
         data = [
-            {"object": "embedding", "index": n, "embedding": written}
-            for n, written in enumerate(_written(vectors, asked.encoding_format))
+            {"object": "embedding", "index": n, "embedding": written} for n, written in enumerate(_written(vectors, asked.form))
         ]
         return as_json({"object": "list", "data": data, "model": self.served.name, "usage": _usage(done)})
 
     async def rerank(self, asked: schemas.RerankRequest) -> Response:
         """Documents in the order in which they answer a query."""
+        return as_json(await self._ranked(asked, "1"))
+
+    async def rerank_v2(self, asked: schemas.RerankRequest) -> Response:
+        """The same, said to be Cohere's second version."""
+        return as_json(await self._ranked(asked, "2"))
+
+    async def _ranked(self, asked: schemas.RerankRequest, version: str) -> dict[str, Any]:
         if self.served.rerank is None:
             raise Refused(404, "this server has no reranker: start it with --rerank", code="not_found")
         if asked.model is not None:
             self._check_model(asked.model, self.served.reranker_name)
-        query = schemas.things([asked.query], "query", self.limits)
-        documents = schemas.things(asked.documents, "documents", self.limits)
+        query = inputs.things([asked.query], "query", self.limits)
+        documents = inputs.documents(asked, self.limits)
         model = self.served.rerank.reranker
         if isinstance(model, ListwiseReranker) and len(documents) > (most := self.limits.listed):
             said = f"documents has {len(documents):,} entries, and this reranker reads them together, {most:,} at most"
             raise Refused(400, f"{said}: send fewer, or start the server with a larger --limit listed", "documents", "too_many")
         await self._look(query, "query")
         await self._look(documents, "documents")
+        if asked.max_tokens_per_doc is not None:
+            documents = await cut(self._desk.cut, model, documents, asked.max_tokens_per_doc)
         done = await self._blaming(scored(self._desk.score, model, query[0], documents), "documents")
         order = np.argsort(-done.values, kind="stable")[: asked.top_n].tolist()
         results: list[dict[str, Any]] = [{"index": n, "relevance_score": _sigmoid(float(done.values[n]))} for n in order]
         if asked.return_documents:
             for result in results:
                 given = asked.documents[result["index"]]
-                result["document"] = {"text": given} if isinstance(given, str) else given.model_dump(exclude_none=True)
-        return as_json({"id": uuid.uuid4().hex, "model": self.served.reranker_name, "results": results, "usage": _usage(done)})
+                result["document"] = {"text": given} if isinstance(given, str) else given.model_dump(exclude_unset=True)
+        meta = {"api_version": {"version": version}, "tokens": {"input_tokens": done.tokens}}
+        name, usage = self.served.reranker_name, _usage(done)
+        return {"id": uuid.uuid4().hex, "model": name, "results": results, "usage": usage, "meta": meta}
 
     async def search(self, asked: schemas.SearchRequest) -> Response:
         """What the index holds that is nearest to words, a picture, or both."""
@@ -249,13 +278,22 @@ class Api:
 
     async def models(self) -> Response:
         """The models of this server."""
+        return as_json({"object": "list", "data": self._cards()})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        model, cards = request.path_params["model"], {card["id"]: card for card in self._cards()}
+        if model not in cards:
+            raise Refused(404, unknown("model", model[:80], cards), "model", "model_not_found")
+        return as_json(cards[model])
+
+    def _cards(self) -> list[dict[str, Any]]:
         served = self.served
         kinds = [(served.name, "embedder", self._queued.fingerprint)]
         if self._rerank is not None:
             kinds.append((served.reranker_name, "reranker", self._rerank.reranker.fingerprint))
         about = {"object": "model", "created": self._began, "owned_by": "hardwon"}
-        cards = [{"id": name, "kind": kind, "fingerprint": fingerprint, **about} for name, kind, fingerprint in kinds]
-        return as_json({"object": "list", "data": cards})
+        return [{"id": name, "kind": kind, "fingerprint": fingerprint, **about} for name, kind, fingerprint in kinds]
 
     async def health(self) -> Response:
         """Whether the server can answer."""
@@ -271,6 +309,17 @@ class Api:
         if asked != name:
             raise Refused(404, unknown("model", asked[:80], [name]), "model", "model_not_found")
 
+    def _check_task(self, task: str | None) -> None:
+        """Refuse a task for which the model has a prompt: items are not given it."""
+        if task is not None:
+            body, last = self.served.embedder.body, task.rpartition(".")[2]
+            names = {task, last, "document" if last == "passage" else last}
+            given = ("", body.prompt(Item("a")))  # which is put before items anyway
+            found = next((name for name, said in body.model.prompts.items() if said not in given and name in names), None)
+            if found is not None:
+                said = f"this model has a prompt {found!r} of its own, which is not put before items by a task"
+                raise Refused(400, f"task: {said}: leave task out, and send the prompt as the instruction of each", "task")
+
     async def _query(self, asked: schemas.SearchRequest, index: StoredIndex) -> Item:
         if (like := asked.like) is not None:
             if asked.text or asked.image or asked.instruction:
@@ -282,7 +331,7 @@ class Api:
             return row.item
         if not (asked.text or asked.image):
             raise Refused(400, "give text, image, or both", "text")
-        return schemas.thing(schemas.Thing(text=asked.text, image=asked.image, instruction=asked.instruction), "image")
+        return inputs.thing(schemas.Thing(text=asked.text, image=asked.image, instruction=asked.instruction), "image")
 
     async def _look(self, items: Sequence[Item], field: str) -> None:
         """Refuse pictures that are damaged or too large, by their headers; in a thread, since that can mean decoding."""

@@ -26,7 +26,6 @@ from hardwon.errors import BadItems, HardwonError
 from hardwon.items import Item
 from hardwon.models import Embedder, Pair, Reranker
 from hardwon.models.preflight import refusal
-from hardwon.models.twins import twin
 
 log = logging.getLogger(__name__)
 NEWEST = 0.3  # weight of the newest batch in the pace
@@ -72,17 +71,19 @@ class Work:
     others: tuple["Work", ...] = ()
 
     @classmethod
-    def encoding(cls, model: Embedder, lanes: int = 1) -> "Work":
-        """Vectors of items."""
+    def encoding(cls, *models: Embedder) -> "Work":
+        """Vectors of items; a model for each lane."""
+        model, *others = models
         check = _checking(model)
-        others = tuple(cls.encoding(twin(model)) for _ in range(lanes - 1))
-        return cls("encode", lambda item: check((item,)), model.cost, model.encode, others)
+        return cls(
+            "encode", lambda item: check((item,)), model.cost, model.encode, tuple(cls.encoding(each) for each in others)
+        )
 
     @classmethod
-    def scoring(cls, model: Reranker, lanes: int = 1) -> "Work":
-        """Log-odds of pairs."""
-        others = tuple(cls.scoring(twin(model)) for _ in range(lanes - 1))
-        return cls("score", _checking(model), model.cost, model.score_pairs, others)
+    def scoring(cls, *models: Reranker) -> "Work":
+        """Log-odds of pairs; a model for each lane."""
+        model, *others = models
+        return cls("score", _checking(model), model.cost, model.score_pairs, tuple(cls.scoring(each) for each in others))
 
     def at(self, lane: int) -> "Work":
         """As a lane does it."""

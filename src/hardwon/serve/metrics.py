@@ -8,6 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TYPE = CONTENT_TYPE_LATEST
+ONE = "/v1/models/{model}"
 
 
 class Metrics:
@@ -36,7 +37,7 @@ class Metrics:
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """A request was answered; 499: its client was gone before."""
-        known = path if path in self._paths else "other"
+        known = path if path in self._paths else ONE if path.startswith(ONE.partition("{")[0]) else "other"
         counted = self._counted.get((known, status))
         if counted is None:  # looking labels up takes longer than counting
             counted = self._counted[known, status] = self._requests.labels(known, str(status)), self._seconds.labels(known)

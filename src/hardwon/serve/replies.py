@@ -93,6 +93,8 @@ def _invalid(errors: Sequence[Any]) -> Refused:
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         said = f"there is no field {str(first['loc'][-1])[:60]!r}"
+    if first["type"] == "literal_error" and inner and isinstance(inner[-1], str):
+        said = f"{inner[-1]}: {said}"
     return Refused(400, f"{where[:80]}: {said}" if where else said, where[:80] or None, "invalid")
 
 

@@ -10,26 +10,30 @@ from anyio import from_thread, to_thread
 from hardwon.errors import BadMedia
 from hardwon.items import Item
 from hardwon.models import Pair, Reranker
+from hardwon.models.length import shortened
 from hardwon.models.preflight import refusal
-from hardwon.models.twins import twin
 from hardwon.pictures import open_picture
 from hardwon.search import Fused
 from hardwon.serve.batching import Done, Unusable, Work
 
-Score = Callable[[Sequence[Any]], Coroutine[Any, Any, Done]]  # hands rows of `scoring` to the worker
+Score = Callable[[Sequence[Any]], Coroutine[Any, Any, Done]]  # hands rows to the worker
 
 
 class _Misread(Unusable):
     """As `Unusable`, where the position is that of a candidate in its list."""
 
 
-def scoring(model: Any, lanes: int = 1) -> Work:
+def scoring(*models: Any) -> Work:
     """What a reranker does with rows: pairs, or (query, candidate, candidate ...) for one of lists.
 
     The value of a pair is a number, that of a list an array [k].
+
+    Args:
+        models: the reranker, for each lane of the worker.
     """
-    if isinstance(model, Reranker):
-        return Work.scoring(model, lanes)
+    if isinstance(models[0], Reranker):
+        return Work.scoring(*models)
+    model, *others = models
 
     def check(row: Sequence[Item]) -> str:
         query, *items = row
@@ -50,7 +54,7 @@ def scoring(model: Any, lanes: int = 1) -> Work:
             made[n] = scores
         return made
 
-    return Work("list", check, cost, run, tuple(scoring(twin(model)) for _ in range(lanes - 1)))
+    return Work("list", check, cost, run, tuple(scoring(each) for each in others))
 
 
 async def scored(score: Score, model: Any, query: Item, items: Sequence[Item]) -> Done:
@@ -68,6 +72,34 @@ async def scored(score: Score, model: Any, query: Item, items: Sequence[Item]) -
     except Unusable as error:  # the worker knows the list alone
         raise Unusable(str(error), await to_thread.run_sync(_damaged, items)) from error
     return replace(done, values=done.values[0])
+
+
+def cutting(*models: Any) -> Work:
+    """Cuts rows (text, tokens) to so many tokens, as a reranker's tokenizer makes them.
+
+    Args:
+        models: the reranker, for each lane of the worker: a tokenizer keeps the lengths of its last call.
+    """
+    model, *others = models
+
+    def run(rows: Sequence[tuple[str, int]]) -> np.ndarray:
+        made = np.empty(len(rows), dtype=object)
+        for n, (text, tokens) in enumerate(rows):
+            made[n] = shortened(text, model.body.tokenizer, tokens) or text[:1]
+        return made
+
+    return Work("cut", lambda row: "", lambda row: len(row[0]) // 4 + 1, run, tuple(cutting(each) for each in others))
+
+
+async def cut(work: Score, model: Any, items: Sequence[Item], tokens: int) -> list[Item]:
+    """Items with at most so many tokens of text each; `work` hands rows of `cutting` to the worker."""
+    # A token is at least a byte. What the model cuts anyway may as well be left whole.
+    long = {n: item for n, item in enumerate(items) if len(item.text.encode("utf-8", "replace")) > tokens}
+    if not long or tokens >= int(model.body.model.max_seq_length):
+        return list(items)
+    done = await work([(item.text, tokens) for item in long.values()])
+    texts = dict(zip(long, done.values, strict=True))
+    return [replace(item, text=texts.get(n, item.text)) for n, item in enumerate(items)]
 
 
 def _damaged(items: Sequence[Item]) -> int | None:

@@ -1,25 +1,47 @@
-"""What requests and answers look like, in the words of the APIs that clients speak already, and the items in them."""
+"""What requests and answers look like, in the words of the APIs that clients speak already.
 
-import base64
-import binascii
-from collections.abc import Sequence
+What other servers know and what plays no part here is accepted. What would change the answer there and cannot here is
+accepted only with the value that says what is done anyway; any other is refused with the reason.
+"""
+
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from hardwon.errors import DataError
-from hardwon.items import Item
-from hardwon.serve.limits import Limits, Refused
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 # The pattern is for readers of the schema: what does not fit is answered by a message that says what to do.
 URL = Annotated[
     str,
     Field(
-        description="A picture as data:image/png;base64,...; other addresses are refused.",
-        json_schema_extra={"pattern": "^data:.*;base64,"},
+        description="A picture as data:image/png;base64,... or its base64 alone; other addresses are refused.",
+        json_schema_extra={"pattern": "^(data:.*;base64,|[A-Za-z0-9+/]+=*$)"},
     ),
 ]
+
+
+def _only(*values: Any, why: str) -> BeforeValidator:
+    """Accepts nothing but these values, and no value."""
+
+    def check(given: Any) -> Any:
+        if given is not None and not any(type(given) is type(value) and given == value for value in values):
+            said = " or ".join(map(repr, values)).replace("True", "true").replace("False", "false")
+            raise ValueError(f"{why}: leave it out" + (f", or send {said}" if values else ""))
+        return given
+
+    return BeforeValidator(check)
+
+
+def _silent(what: str = "") -> Any:
+    return Field(None, description=f"Has no effect{what}.")
+
+
+_CUT = "a text that is too long is cut to what the model reads"
+_UNIT = "vectors have unit length"
+_FORM = "items are always put into the model's own form"
+_Nothing = Annotated[dict[str, Any], Field(max_length=0)]
+Kept = Annotated[Literal[True] | None, _only(True, why=_UNIT)]
+Cut = Annotated[Literal[True] | None, _only(True, why=_CUT)]
+Formed = Annotated[_Nothing | None, _only({}, why=_FORM)]
 
 
 class _Strict(BaseModel):
@@ -42,21 +64,22 @@ class TextPart(_Strict):
     """Words of a message."""
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 class ImageURL(_Strict):
     """Where a picture is."""
 
     url: URL
-    detail: Literal["auto"] | None = None
+    detail: Literal["auto", "low", "high"] | None = _silent(": how large pictures are read is the model's")
 
 
 class ImagePart(_Strict):
     """A picture of a message."""
 
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: ImageURL | URL
+    uuid: str | None = _silent()
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -65,19 +88,72 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 class Chat(_Strict):
     """A message."""
 
-    role: Literal["system", "user"]
-    content: Text | Annotated[list[Part], Field(fail_fast=True, min_length=1)]
+    role: Literal["system", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
 
 
-Chats = Annotated[list[Chat], Field(fail_fast=True, min_length=1, max_length=2)]
+Chats = Annotated[list[Chat], Field(fail_fast=True, min_length=1, max_length=3)]
 
 
-class EmbeddingsRequest(_Strict):
-    """OpenAI's, with `messages` as vLLM takes them: an optional system message (the instruction), then one of the user."""
+def _shape(value: Any) -> str:
+    return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
+
+
+Talks = Annotated[
+    Annotated[Chats, Tag("one")] | Annotated[list[Chats], Field(fail_fast=True, min_length=1), Tag("many")],
+    Discriminator(_shape),
+]
+
+
+class _Poolings(_Strict):
+    """What vLLM's requests for vectors may say beside OpenAI's."""
+
+    add_generation_prompt: bool | None = _silent(f": {_FORM}")
+    continue_final_message: bool | None = _silent(f": {_FORM}")
+    add_special_tokens: bool | None = _silent(f": {_FORM}")
+    request_id: str | None = _silent()
+    priority: int | None = _silent()
+    cache_salt: str | None = _silent()
+    truncate_prompt_tokens: Annotated[Literal[-1] | None, _only(-1, why=_CUT)] = None
+    padding: Annotated[Literal["do_not_pad"] | None, _only("do_not_pad", why="padding plays no part")] = None
+    chat_template: Annotated[None, _only(why=_FORM)] = None
+    chat_template_kwargs: Formed = None
+    mm_processor_kwargs: Formed = None
+    media_io_kwargs: Formed = None
+    normalize: Kept = None
+    use_activation: Kept = None
+    embed_dtype: Annotated[Literal["float32"] | None, _only("float32", why="numbers are float32")] = None
+    endianness: Annotated[
+        Literal["native", "little"] | None, _only("native", "little", why="base64 holds the lowest byte first")
+    ] = None
+
+
+class _Jinas(_Strict):
+    """What Jina's may say."""
+
+    task: str | None = Field(
+        None,
+        description="Has no effect: an item's `instruction` says what it is for. Refused where the model has a prompt of its "
+        "own for this task.",
+    )
+    normalized: Kept = None
+    embedding_type: Annotated[
+        Literal["float", "base64"] | None, _only("float", "base64", why="vectors are sent as numbers or as base64 of them")
+    ] = Field(None, description="As encoding_format.")
+    truncate: Cut = None
+    late_chunking: Annotated[Literal[False] | None, _only(False, why="each input has a vector of its own")] = None
+    return_multivector: Annotated[Literal[False] | None, _only(False, why="each input has one vector")] = None
+
+
+class EmbeddingsRequest(_Poolings, _Jinas):
+    """OpenAI's, with `messages` as vLLM takes them: an optional system message (the instruction), then one of the user.
+
+    An empty one of the assistant may follow, as vLLM's clients send it.
+    """
 
     model: str
     input: Text | Annotated[list[Text | Thing], Field(fail_fast=True, min_length=1)] | None = None
-    messages: Chats | Annotated[list[Chats], Field(fail_fast=True, min_length=1)] | None = None
+    messages: Talks | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
         None, description="How many numbers of a vector are kept, from the first; the rest is scaled to unit length again."
     )
@@ -97,7 +173,25 @@ class EmbeddingsRequest(_Strict):
             )
         if (given is None) == (value.get("messages") is None):
             raise ValueError("give either input or messages")
+        form, kind = value.get("encoding_format"), value.get("embedding_type")
+        if form is not None and kind in ("float", "base64") and form != kind:
+            raise ValueError("encoding_format and embedding_type say different things: leave one of them out")
         return value
+
+    @property
+    def form(self) -> str:
+        """How vectors are written."""
+        return self.embedding_type or self.encoding_format
+
+
+class Document(BaseModel):
+    """A document with whatever else belongs to it, of which nothing is read unless rank_fields names it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    text: str | None = None
+    image: URL | None = None
+    instruction: str | None = Field(None, description="What the model is asked to do with it.")
 
 
 class RerankRequest(_Strict):
@@ -105,9 +199,18 @@ class RerankRequest(_Strict):
 
     model: str | None = None
     query: Text | Thing
-    documents: Annotated[list[Text | Thing], Field(fail_fast=True, min_length=1)]
+    documents: Annotated[list[Text | Document], Field(fail_fast=True, min_length=1)]
     top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = False
+    return_documents: bool | None = False
+    rank_fields: Annotated[list[Text], Field(fail_fast=True, min_length=1)] | None = Field(
+        None, description="Fields of the documents that are read, in this order; text and image if left out."
+    )
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Tokens of a document's text; the rest is cut off."
+    )
+    max_chunks_per_doc: Annotated[Literal[1] | None, _only(1, why=f"documents are not read in chunks, and {_CUT}")] = None
+    priority: int | None = _silent()
+    truncation: Cut = None
 
 
 class SearchRequest(_Strict):
@@ -180,6 +283,7 @@ class RerankReply(BaseModel):
     model: str
     results: list[Ranked]
     usage: Usage
+    meta: dict[str, Any] = Field(description="As of Cohere: api_version, tokens.")
 
 
 class HitReply(BaseModel):
@@ -226,86 +330,3 @@ class Health(BaseModel):
     """Whether the server answers."""
 
     status: Literal["ok"]
-
-
-def embedded(asked: EmbeddingsRequest, limits: Limits) -> tuple[list[Item], str]:
-    """Items of a request for embeddings, and the field that holds them."""
-    if asked.messages is None:
-        given = [asked.input] if isinstance(asked.input, str) else asked.input or []
-        return things(given, "input", limits), "input"
-    several: Any = [asked.messages] if isinstance(asked.messages[0], Chat) else asked.messages
-    _few(several, "messages", limits)
-    return [_talk(chats, f"messages[{n}]") for n, chats in enumerate(several)], "messages"
-
-
-def things(given: Sequence[str | Thing], field: str, limits: Limits) -> list[Item]:
-    """Items of a list of texts and things.
-
-    Raises:
-        Refused: too many, or one that is empty or whose picture is not in it.
-    """
-    _few(given, field, limits)
-    return [thing(each, f"{field}[{n}]") for n, each in enumerate(given)]
-
-
-def thing(given: str | Thing, field: str) -> Item:
-    """An item of a text or thing; errors as `things`."""
-    if isinstance(given, str):
-        return Item(text=given)
-    return _item(given.text or "", [] if given.image is None else [given.image], given.instruction or "", field)
-
-
-def _few(given: Sequence[Any], field: str, limits: Limits) -> None:
-    if len(given) > limits.inputs:
-        raise Refused(400, f"{field} has {len(given):,} entries, more than the {limits.inputs:,} allowed", field, "too_many")
-
-
-def _talk(chats: Sequence[Chat], field: str) -> Item:
-    roles = [chat.role for chat in chats]
-    if roles not in (["user"], ["system", "user"]):
-        raise Refused(400, "a conversation is one message of the user, with a system message before it or none", field)
-    texts, urls, instruction = [], [], ""
-    for chat in chats:
-        parts = [TextPart(type="text", text=chat.content)] if isinstance(chat.content, str) else chat.content
-        words = [part.text for part in parts if isinstance(part, TextPart)]
-        if chat.role == "system":
-            if len(words) < len(parts):
-                raise Refused(400, "a system message is the instruction: it holds text only", field)
-            instruction = "\n".join(words)
-        else:
-            texts = words
-            urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
-    return _item("\n".join(texts), urls, instruction, field)
-
-
-def _item(text: str, urls: Sequence[str], instruction: str, field: str) -> Item:
-    try:
-        return Item(text=text, images=tuple(picture(url, field) for url in urls), instruction=instruction)
-    except DataError as error:
-        raise Refused(400, str(error), field) from None
-
-
-def picture(url: str, field: str) -> bytes:
-    """The encoded picture of a data: URL. Nothing else is ever fetched or opened.
-
-    Raises:
-        Refused: another URL, a path, or what is no base64.
-    """
-    if url[:5].lower() != "data:":
-        raise Refused(
-            400,
-            f"{url[:60]!r} is not opened: this server fetches no addresses and reads no files for its clients; send the "
-            "picture itself as data:image/png;base64,...",
-            field,
-            "picture_not_inline",
-        )
-    head, comma, content = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise Refused(400, "a picture is sent as data:image/png;base64,... in base64", field, "picture_not_base64")
-    try:
-        made = base64.b64decode(content, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Refused(400, f"the picture is not base64: {error}", field, "picture_not_base64") from None
-    if not made:
-        raise Refused(400, "the picture is empty", field, "picture_not_base64")
-    return made
