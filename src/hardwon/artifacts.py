@@ -284,14 +284,19 @@ class Growing:
         path: the folder.
         kind: as in `Manifest`.
         inputs: as in `Manifest`: what all its files were made from.
+
+    Attributes:
+        stats: as in the manifest that is there, JSON; empty if there is none.
     """
 
     def __init__(self, path: Path, kind: str, inputs: Any):
         self.path, self.kind, self.inputs = path, kind, plain(inputs)
         self._sums: dict[str, tuple[str, int]] = {}  # with the time of the file that was looked at
         self._said: dict[str, str] = {}
+        self.stats: dict[str, Any] = {}
         with contextlib.suppress(ArtifactError):
-            self._said = load(path, kind, verify=False).files
+            there = load(path, kind, verify=False)
+            self._said, self.stats = there.files, there.stats
 
     def whole(self, name: str) -> bool:
         """Whether a file is what the manifest says. One that is not is renamed to NAME.damaged, where nobody reads it."""
@@ -315,9 +320,10 @@ class Growing:
             with contextlib.suppress(FileNotFoundError):
                 now = (self.path / name).stat().st_mtime_ns  # another run may have written the very same rows
                 files[name] = found if now == time_ns else checksum(self.path / name)
-        if files != self._said or not (self.path / MANIFEST).exists():
-            describe(self.path, self.kind, self.inputs, stats, files)
-            self._said = files
+        told = plain(stats)
+        if (files, told) != (self._said, self.stats) or not (self.path / MANIFEST).exists():
+            describe(self.path, self.kind, self.inputs, told, files)
+            self._said, self.stats = files, told
 
 
 def _before(path: Path) -> Path:

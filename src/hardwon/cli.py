@@ -143,9 +143,9 @@ def inspect(
     """Say what an artifact is, what made it, and whether it is whole.
 
     Of hard negatives (hardwon mine) it also says what each rule kept and rejected and how far the judge is to be believed, and
-    writes a page on which you see queries, positives and candidates with their scores, the likely mistakes first. Of an index
-    it says what its searches find of what an exact search finds, and what would be found with smaller vectors: 8 bits a number,
-    1 bit, fewer numbers.
+    writes a page on which you see queries, positives and candidates with their scores, the likely mistakes first. Of a judge's
+    answers (judgements/judge-*) it says how far the judge is to be believed. Of an index it says what its searches find of what
+    an exact search finds, and what would be found with smaller vectors: 8 bits a number, 1 bit, fewer numbers.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -161,12 +161,10 @@ def inspect(
         return
     manifest = artifacts.load(folder)
     table = Table(show_header=False, title=escape(f"{folder}: {manifest.kind}, whole"))
-    for name, value in {
-        "fingerprint": manifest.fingerprint,
-        "files": len(manifest.files),
-        **manifest.made,
-        **manifest.stats,
-    }.items():
+    judged = manifest.kind == "judgements"
+    counts = {name: value for name, value in manifest.stats.items() if not (judged and name == "calibration")}  # is drawn below
+    facts = {"fingerprint": manifest.fingerprint, "files": len(manifest.files), **manifest.made, **counts}
+    for name, value in facts.items():
         table.add_row(escape(name), escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     for name, value in manifest.inputs.items():
         table.add_row(escape(name), escape(json.dumps(value, indent=1, ensure_ascii=False)))
@@ -175,6 +173,10 @@ def inspect(
         from hardwon.stages import forms
 
         Console().print(forms.table(folder) or "a single item: nothing to compare")
+    if judged:
+        from hardwon.stages.inspection import show_calibration
+
+        show_calibration(manifest.stats)
     if manifest.kind == "negatives":
         from hardwon.stages.inspection import inspect_negatives
 

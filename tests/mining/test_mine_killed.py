@@ -20,5 +20,8 @@ def test_killed_at_ten_random_points(tmp_path):
     assert found.differ == []
     artifact = tmp_path / "killed/artifact"
     assert set(artifacts.load(artifact, "negatives").files) == {"examples.jsonl", "ledger.parquet", "summary.json"}
+    judged = [next((tmp_path / run / "store").glob("judge-*")) for run in ("calm", "killed")]
+    calm, killed = (artifacts.load(folder, "judgements").stats for folder in judged)
+    assert killed == calm and set(calm["calibration"]) == {"auc", "ece", "gold", "random", "canary"}
     for folder in (tmp_path / "killed/store").iterdir():
         assert artifacts.load(folder).kind in ("vectors", "retrieval", "judgements")  # with checksums that hold

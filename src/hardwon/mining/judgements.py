@@ -2,8 +2,8 @@
 
 The raw logits of Yes and No are kept by judge, query and candidate, so they serve every later round and every other threshold.
 They lie in shards, Parquet files that appear whole or not at all; a shard is never changed, so several runs can write side by
-side. Many small shards are packed into one before and after a run. A manifest says whose answers they are and has the checksums
-of the shards: one that has changed is not believed.
+side. Many small shards are packed into one before and after a run. A manifest says whose answers they are and what the judge's
+last calibration gave, and has the checksums of the shards: one that has changed is not believed.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import io
 import math
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hardwon.artifacts import Growing, fingerprint, write_atomically
+from hardwon.mining.calibration import Calibration
 from hardwon.models.scorer import Judgements
 from hardwon.progress import console
 
 Key = tuple[str, str]  # of the query, of the candidate
+CALIBRATION = "calibration"  # of the manifest's stats
 PACK = 64  # so many shards are packed into one
 SCHEMA = pa.schema(
     [
@@ -100,11 +103,14 @@ class JudgementStore:
         if self._growing is not None and rows:
             self._seen.add(_write(self._growing, rows))
 
-    def finish(self) -> None:
-        """Pack the shards and write the manifest."""
+    def finish(self, calibration: Calibration | None = None) -> None:
+        """Pack the shards and write the manifest; it reports the calibration, or without one that which it has reported."""
         self.pack()
-        if self._growing is not None:
-            self._growing.write({"pairs": len(self), "with a usable answer": len(self) - len(self._problems)})
+        if self._growing is None:
+            return
+        stats = {"pairs": len(self), "with a usable answer": len(self) - len(self._problems)}
+        checked = asdict(calibration) if calibration is not None else self._growing.stats.get(CALIBRATION)
+        self._growing.write(stats if checked is None else {**stats, CALIBRATION: checked})
 
     def pack(self) -> None:
         """Make one shard of many. Killed in between, it leaves answers twice, which does no harm."""

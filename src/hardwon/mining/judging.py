@@ -73,10 +73,11 @@ def judge_all(
     asker.plan([*checks.pairs, *itertools.chain.from_iterable(wanted)])
     # In no order that tells gold from random: a judge that goes by the place of a pair must not look good.
     shuffled = generator(settings.seed, "order of the calibration").sample(checks.pairs, len(checks.pairs))
-    asker.ask([[pair] for pair in shuffled], "calibrating the judge")
-    calibration = _calibration(checks, asker)
-    believe(calibration, settings)
-    asker.ask(wanted, "judging", by_query=True)
+    with asker.describing():
+        asker.ask([[pair] for pair in shuffled], "calibrating the judge")
+        calibration = asker.calibration = _calibration(checks, asker)
+        believe(calibration, settings)
+        asker.ask(wanted, "judging", by_query=True)
     asker.finish()
     # With what earlier rounds have learnt, which costs nothing, whatever the budget.
     all_pairs = (
@@ -128,6 +129,7 @@ class _Asker:
         self.planned: set[Key] = set()
         self.failed: set[Key] = set()  # in this run: another run asks again
         self.missing = self.asked = 0
+        self.calibration: Calibration | None = None
         self._remote = isinstance(judge, RemoteJudge)
         self._name = functools.lru_cache(maxsize=1_000_000)(lambda item: item.key)
 
@@ -146,6 +148,14 @@ class _Asker:
         self.missing = sum(key not in self.store for key in self.planned)
         if not self.missing:
             console().print(f"judging {len(self.planned):,} pairs: all of them are known already", soft_wrap=True)
+
+    @contextlib.contextmanager
+    def describing(self) -> Iterator[None]:
+        """Write the manifest at the end, also after an error: of a judge that is refused it says why."""
+        try:
+            yield
+        finally:
+            self.store.finish(self.calibration)
 
     def ask(self, groups: Sequence[Sequence[Pair]], what: str, *, by_query: bool = False) -> None:
         """Ask about every pair that is not known. The batches are the same however many are known.
@@ -225,7 +235,6 @@ class _Asker:
 
     def finish(self) -> None:
         """Raise JudgeError if too many of the planned pairs have no usable answer."""
-        self.store.finish()
         self._refuse(sum(key not in self.store for key in self.planned), len(self.planned))
 
     def _refuse(self, failed: int, among: int) -> None:

@@ -17,6 +17,7 @@ from hardwon.data import read
 from hardwon.errors import ArtifactError, BadMedia, DataError
 from hardwon.items import Example, Item, read_examples
 from hardwon.mining import Entry, ledger, read_ledger
+from hardwon.mining.judgements import CALIBRATION
 from hardwon.progress import bar
 from hardwon.serve.inspection import Asked, Inspection, Seen, most_telling, render, write_inspection
 from hardwon.serve.report_content import Calibration
@@ -76,9 +77,13 @@ def _inspected(folder: Path, manifest: Manifest, entries: Sequence[Entry], root:
         len(entries),
         summary["ledger"],
         summary["queries"],
-        Calibration(judge["auc"], judge["ece"], tuple(judge["gold"]), tuple(judge["random"])) if judge else None,
+        _calibration(judge) if judge else None,
         _canaries(judge) | _made_with(folder),
     )
+
+
+def _calibration(told: Mapping[str, Any]) -> Calibration:
+    return Calibration(told["auc"], told["ece"], tuple(told["gold"]), tuple(told["random"]))
 
 
 def _canaries(judge: Mapping[str, Any] | None) -> dict[str, str]:
@@ -201,11 +206,7 @@ def show(content: Inspection, entries: Sequence[Entry], to: Console | None = Non
         table.add_row(f"[yellow]{escape(what)}[/]", f"{count:,} queries")
     console.print(table)
     if content.judge:
-        console.print(f"judge: AUC {content.judge.auc:.3f}, calibration error {content.judge.ece:.3f} on", highlight=False)
-        for name, counts in (("gold pairs", content.judge.gold), ("random pairs", content.judge.random)):
-            console.print(f"  {name:>16}  0 {_blocks(counts)} 1  [dim]{sum(counts):,}[/]", highlight=False)
-        if CANARIES in content.made_with:
-            console.print(f"{CANARIES} {content.made_with[CANARIES]}", highlight=False)
+        _show_judge(content.judge, content.made_with, console)
     for name, of in (("similarity", lambda e: e.similarity), ("judge's grade", lambda e: e.grade)):
         lines = _histograms(entries, of)
         if lines:
@@ -220,6 +221,23 @@ def show(content: Inspection, entries: Sequence[Entry], to: Console | None = Non
             numbers = (f"{n:.2f}" for n in (a.false_negative, a.wrong_label, a.disagreement))
             table.add_row(str(a.row), escape(a.source), escape(a.query.label if a.query else "not in the data"), *numbers)
         console.print(table)
+
+
+def show_calibration(stats: Mapping[str, Any], to: Console | None = None) -> None:
+    """Print how far a judge is to be believed, from the manifest of its answers."""
+    console, found = to or Console(), stats.get(CALIBRATION)
+    if found is None:
+        console.print("its calibration is not known: it never came to its end, or another version of hardwon wrote this")
+        return
+    _show_judge(_calibration(found), _canaries(found), console)
+
+
+def _show_judge(judge: Calibration, told: Mapping[str, str], console: Console) -> None:
+    console.print(f"judge: AUC {judge.auc:.3f}, calibration error {judge.ece:.3f} on", highlight=False)
+    for name, counts in (("gold pairs", judge.gold), ("random pairs", judge.random)):
+        console.print(f"  {name:>16}  0 {_blocks(counts)} 1  [dim]{sum(counts):,}[/]", highlight=False)
+    if CANARIES in told:
+        console.print(f"{CANARIES} {told[CANARIES]}", highlight=False)
 
 
 def _histograms(entries: Sequence[Entry], of: Any) -> list[str]:
