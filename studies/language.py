@@ -80,5 +80,6 @@ def smollm(folder: Path, cache: Path | None, say: Callable[[str], None]) -> Path
     tokenizer.add_special_tokens({"additional_special_tokens": [small.IMAGE_TOKEN]})
     tokenizer.model_max_length = small.MAX_TOKENS
     language = AutoModel.from_pretrained(str(weights.parent), gguf_file=weights.name, dtype=torch.float32)
+    del language.config.quantization_config  # of the file it came from: in float32 it would keep the model from being saved
     small.save(small.fuse(language, tower, tokenizer), small.processor(tokenizer), folder)
     return folder

@@ -15,6 +15,7 @@ ALPHA = 9.0  # of the LLaVE paper
 KINDS: tuple[tuple[str, Kind], ...] = (("ega-R2", "amplify"), ("ega-R3", "hinge"))
 TARGETED = ("skin_tone", "composed")  # what recipes/reranker.py trains its reranker on
 PLAIN = InfoNCE(T)
+BETA = 0.1  # of a judge that knows: its grades of right answers vary by less
 SMOLLM = "smollm2-135m"  # made from assets; any other backbone is a folder or a name
 
 SMALL = Scale(Size(collages=600, queries=200), steps=240, encodings=128, judge_steps=100, reranker_steps=120)
@@ -58,7 +59,7 @@ def mined() -> tuple[Entry, ...]:
         JUDGE,
         MiningRound("mine-nearest"),
         MiningRound("mine-judged", "reranker"),
-        MiningRound("mine-oracle", "oracle"),
+        MiningRound("mine-oracle", "oracle", beta=BETA),
         Training("half-batch", "InfoNCE, half the queries", "controls", PLAIN, queries=half),
         row("mined", "mined, no judge", "mine-nearest", PLAIN),
         row("filtered", "mined, judge filters", "mine-judged", PLAIN, control="mined"),
@@ -156,7 +157,7 @@ def judges() -> tuple[Entry, ...]:
     for error in (0.0, 0.1, 0.25, 0.5):
         name = f"mine-error-{error:g}"
         rows += [
-            MiningRound(name, "oracle", error),
+            MiningRound(name, "oracle", error, BETA),
             Training(
                 f"error-{error:g}",
                 f"{error:g}",
@@ -179,7 +180,7 @@ def damage() -> tuple[Entry, ...]:
         plant, name = Plant(copies=copies), f"copies-{copies:g}"
         rows += [
             MiningRound(f"mine-{name}", plant=plant),
-            MiningRound(f"mine-{name}-judged", "oracle", plant=plant),
+            MiningRound(f"mine-{name}-judged", "oracle", beta=BETA, plant=plant),
             Training(f"{name}-infonce", "InfoNCE", f"copies {copies:g}", PLAIN, plant=plant),
             Training(f"{name}-llave", "LLaVE", f"copies {copies:g}", llave, plant=plant),
             Training(f"{name}-mined", "mined", f"copies {copies:g}", PLAIN, mined=f"mine-{name}", queries=half, negatives=2),
