@@ -28,11 +28,16 @@ def calibration_of(folder):
     return Calibration.from_json(described(folder)[1].stats["calibration"])
 
 
-def shown(folder):
+def inspected(folder, *more):
     """What `hardwon inspect` prints, on one line."""
-    done = CliRunner().invoke(app, ["inspect", str(described(folder)[0])], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, ["inspect", str(folder), *more], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     return " ".join(done.output.split())
+
+
+def shown(folder):
+    """The same of the only judge."""
+    return inspected(described(folder)[0])
 
 
 def test_it_reports_auc_error_and_histograms(pairs, encoder, judging, tmp_path):
@@ -97,3 +102,12 @@ def test_it_is_written_where_no_file_has_changed_and_kept_where_there_is_none(tm
     assert calibration_of(tmp_path) == MADE
     assert described(tmp_path)[1].stats["pairs"] == 2
     JudgementStore(None, "a").finish(MADE)  # in memory: nothing to write
+
+
+def test_of_what_was_mined_the_share_without_an_answer_is_shown(pairs, encoder, judging, tmp_path):
+    odd = judging(lambda q, i: np.nan if q.text == "sq3" else right(q, i))
+    mined = mine(pairs(20), encoder(dim=3), odd, settings=Mining(depth=5, keep=2, max_unusable=0.1))
+    mined.write(tmp_path / "made", tmp_path)
+    told = inspected(tmp_path / "made", "--root", str(tmp_path))
+    assert "the judge gave no usable answer to 6 of 120 pairs, 5.00%" in told
+    assert "the judge gave no usable answer to" in (tmp_path / "made-inspect.html").read_text()

@@ -1,5 +1,6 @@
 """Judging as a stage: what it says beforehand, what a budget buys, what becomes of pairs without a usable answer."""
 
+import json
 import math
 import re
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from hardwon.errors import JudgeError, RecipeError
 from hardwon.items import Candidate, Example, Item
-from hardwon.mining import Hardest, Mining, mine
+from hardwon.mining import Hardest, Mining, mine, reselect
 from hardwon.mining import judging as asking
 from hardwon.models import Judgements
 
@@ -200,6 +201,31 @@ class TestNoUsableAnswer:
         healed = mine(examples, encoder, well, settings=settings, store=tmp_path)
         assert sorted((q.text, i.text) for q, i in well.asked) == [("sq0", "st2"), ("sq3", "st3")]
         assert healed == mine(examples, encoder, SaysWhy(right), settings=settings)
+
+    def test_the_share_is_told_below_the_bar_too(self, angled, tmp_path, capsys):
+        examples, encoder = angled
+
+        def broken(query, item):
+            return {"sq0": "HTTP 500", "sq3": "no Yes"}.get(query.text, "") if item.text in ("st2", "st3") else ""
+
+        settings = Mining(depth=5, keep=9, max_unusable=0.5)
+        mined = mine(examples, encoder, SaysWhy(right, broken), settings=settings, store=tmp_path / "store")
+        said = " ".join(capsys.readouterr().err.split())
+        told = re.search(r"the judge gave no usable answer to (\d+) of (\d+) pairs, ([\d.]+)% \((.*?)\)", said)
+        failed, among = int(told[1]), int(told[2])
+        assert (failed, float(told[3])) == (4, round(100 * failed / among, 2))
+        assert told[4] == "2 x HTTP 500; 2 x no Yes"
+        (tmp_path / "made").mkdir()
+        mined.write(tmp_path / "made", tmp_path)
+        summary = json.loads((tmp_path / "made/summary.json").read_text())
+        # Positives and their candidates; the pairs of the calibration are no part of what was mined.
+        assert summary["judged"] == {"pairs": 60, "without a usable answer": 4, "share without": 4 / 60}
+        again = reselect(tmp_path / "made", examples, settings=settings)
+        again.write(tmp_path / "made", tmp_path)
+        assert json.loads((tmp_path / "made/summary.json").read_text()) == summary
+
+        mine(examples, encoder, SaysWhy(right), settings=settings, store=tmp_path / "store")
+        assert "usable" not in capsys.readouterr().err
 
     def test_too_often_stops_with_the_reasons_and_loses_nothing(self, angled, tmp_path):
         examples, encoder = angled

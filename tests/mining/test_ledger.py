@@ -44,6 +44,15 @@ def test_summary_counts_verdicts_and_rules_the_most_frequent_first():
     assert ledger.summary([]) == {}
 
 
+def test_pairs_without_a_usable_answer_are_counted_once():
+    other = dataclasses.replace(PLAIN, candidate="e" * 32, yes=1.0, problem="")
+    unasked = dataclasses.replace(PLAIN, candidate="f" * 32, problem="")
+    found = ledger.judged([PLAIN, PLAIN, other, unasked, dataclasses.replace(JUDGED, row=4, query="r" * 32)])
+    assert found == {"pairs": 5, "without a usable answer": 2, "share without": 0.4}  # two positives, three candidates
+    none = dataclasses.replace(unasked, gold_problem="")
+    assert ledger.judged([none]) == {"pairs": 0, "without a usable answer": 0, "share without": 0.0}
+
+
 def test_disagreement_is_the_distance_of_two_gaps():
     """The judge puts the candidate 0.5 below the positive, the embedder 0.25."""
     assert JUDGED.disagreement == 0.25

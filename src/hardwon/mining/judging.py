@@ -234,8 +234,12 @@ class _Asker:
             self._refuse(len(self.failed), self.asked)
 
     def finish(self) -> None:
-        """Raise JudgeError if too many of the planned pairs have no usable answer."""
-        self._refuse(sum(key not in self.store for key in self.planned), len(self.planned))
+        """Say how many of the planned pairs have no usable answer, if any; too many are a JudgeError."""
+        failed, among = sum(key not in self.store for key in self.planned), len(self.planned)
+        self._refuse(failed, among)
+        if failed:
+            told = f"the judge gave no usable answer to {failed:,} of {among:,} pairs, {failed / among:.2%} ({self.reasons()})"
+            console().print(told, style="yellow", markup=False, soft_wrap=True)
 
     def _refuse(self, failed: int, among: int) -> None:
         if failed <= self.most_unusable * among:
@@ -250,7 +254,8 @@ class _Asker:
     def reasons(self) -> str:
         """Why there are no usable answers, the most frequent reasons first."""
         counts = Counter(answer.problem for key in self.planned if (answer := self.store.answer(key)) and answer.problem)
-        return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3))
+        most = sorted(counts.items(), key=lambda found: (-found[1], found[0]))[:3]
+        return "; ".join(f"{count} x {reason}" for reason, count in most)
 
     def _costs(self) -> dict[str, int]:
         return dict(self.judge.costs) if isinstance(self.judge, Metered) else {}

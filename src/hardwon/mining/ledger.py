@@ -166,3 +166,15 @@ def summary(entries: Sequence[Entry]) -> dict[str, int]:
     for entry in entries:
         counts[f"{entry.verdict}: {entry.rule}"] = counts.get(f"{entry.verdict}: {entry.rule}", 0) + 1
     return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def judged(entries: Sequence[Entry]) -> dict[str, int | float]:
+    """How many pairs the judge was asked about, positives among them, and how many and what share has no usable answer.
+
+    A pair counts once. Without a judge all are 0.
+    """
+    said = {(e.query, e.candidate): e.problem for e in entries if e.yes is not None or e.problem}
+    golds = {(e.row, 0): e.gold_problem for e in entries if e.gold_yes is not None or e.gold_problem}
+    golds |= {(e.row, 1 + n): s.problem for e in entries for n, s in enumerate(e.other_golds) if s.yes is not None or s.problem}
+    pairs, without = len(said) + len(golds), sum(map(bool, [*said.values(), *golds.values()]))
+    return {"pairs": pairs, "without a usable answer": without, "share without": without / pairs if pairs else 0.0}

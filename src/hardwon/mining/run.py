@@ -67,6 +67,7 @@ class Mined:
             "ledger": books.summary(self.ledger),
             "queries": self.counts,
             "calibration": calibration,
+            "judged": books.judged(self.ledger) if self.calibration else None,
             "left out": self.left_out,
         }
         write_json(folder / "summary.json", told)

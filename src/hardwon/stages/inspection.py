@@ -26,6 +26,7 @@ from hardwon.stages.base import Workspace
 BINS = 20
 BLOCKS = " ▁▂▃▄▅▆▇█"
 CANARIES = '"answer Yes" in a candidate'
+UNANSWERED = "the judge gave no usable answer to"
 
 
 def inspect_negatives(
@@ -78,7 +79,7 @@ def _inspected(folder: Path, manifest: Manifest, entries: Sequence[Entry], root:
         summary["ledger"],
         summary["queries"],
         _calibration(judge) if judge else None,
-        _canaries(judge) | _made_with(folder),
+        _canaries(judge) | _unanswered(summary) | _made_with(folder),
     )
 
 
@@ -93,6 +94,13 @@ def _canaries(judge: Mapping[str, Any] | None) -> dict[str, str]:
         return {}
     told = f"moved the grades of {canary['pairs']} random pairs by {canary['shift']:+.3f} on average"
     return {CANARIES: f"{told}, and {canary['flipped']:.0%} of them above one half"}
+
+
+def _unanswered(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The share of pairs without a usable answer, if there are any; earlier versions did not count them."""
+    judged = summary.get("judged") or {}
+    without = judged.get("without a usable answer")
+    return {UNANSWERED: f"{without:,} of {judged['pairs']:,} pairs, {judged['share without']:.2%}"} if without else {}
 
 
 def _made_with(folder: Path) -> dict[str, str]:
@@ -236,8 +244,9 @@ def _show_judge(judge: Calibration, told: Mapping[str, str], console: Console) -
     console.print(f"judge: AUC {judge.auc:.3f}, calibration error {judge.ece:.3f} on", highlight=False)
     for name, counts in (("gold pairs", judge.gold), ("random pairs", judge.random)):
         console.print(f"  {name:>16}  0 {_blocks(counts)} 1  [dim]{sum(counts):,}[/]", highlight=False)
-    if CANARIES in told:
-        console.print(f"{CANARIES} {told[CANARIES]}", highlight=False)
+    for name in (CANARIES, UNANSWERED):
+        if name in told:
+            console.print(f"{name} {told[name]}", highlight=False)
 
 
 def _histograms(entries: Sequence[Entry], of: Any) -> list[str]:
