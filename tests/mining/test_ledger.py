@@ -48,8 +48,9 @@ def test_pairs_without_a_usable_answer_are_counted_once():
     other = dataclasses.replace(PLAIN, candidate="e" * 32, yes=1.0, problem="")
     unasked = dataclasses.replace(PLAIN, candidate="f" * 32, problem="")
     found = ledger.judged([PLAIN, PLAIN, other, unasked, dataclasses.replace(JUDGED, row=4, query="r" * 32)])
-    assert found == {"pairs": 5, "without a usable answer": 2, "share without": 0.4}  # two positives, three candidates
-    none = dataclasses.replace(unasked, gold_problem="")
+    # Of two queries one has a positive and one has three, and there are three candidates.
+    assert found == {"pairs": 7, "without a usable answer": 3, "share without": 3 / 7}
+    none = dataclasses.replace(unasked, gold_problem="", other_golds=())
     assert ledger.judged([none]) == {"pairs": 0, "without a usable answer": 0, "share without": 0.0}
 
 
