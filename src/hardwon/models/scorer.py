@@ -131,19 +131,10 @@ class YesNo(Protocol):
         ...
 
 
-@runtime_checkable
-class Named(Protocol):
-    """A judge that people know by a name; a fingerprint tells them nothing."""
-
-    @property
-    def name(self) -> str:
-        """The name; "" if it has none after all."""
-        ...
-
-
 def name_of(judge: object) -> str:
-    """Name of a judge; "" if it has none."""
-    return judge.name if isinstance(judge, Named) else ""
+    """Name of a judge; "" if it has none: a reranker's `name` is what it calls a pair."""
+    name = getattr(judge, "name", "")
+    return name if isinstance(name, str) else ""
 
 
 @runtime_checkable
