@@ -12,7 +12,7 @@ from PIL import Image
 
 from hardwon.data import emoji, read
 from hardwon.data.emoji import catalogue
-from hardwon.data.emoji.catalogue import FAR, family_of, split_of
+from hardwon.data.emoji.catalogue import FAR, SPLIT, family_of, is_far, split_of
 from hardwon.errors import MissingExtra, RecipeError
 from hardwon.evaluation import read_benchmark
 
@@ -58,6 +58,16 @@ def test_splits_have_about_their_shares():
     # Pinned: a model trained before must never meet what it was tested on.
     found = [split_of(name, "") for name in ("anvil", "astronaut", "fox", "human", "candle", "island")]
     assert found == ["train", "train", "test", "train", "train", "test"]
+
+
+def test_another_division_holds_out_others():
+    families = [f"family {n}" for n in range(1000)]
+    here, there = ([split_of(f, "", division) for f in families] for division in (SPLIT, "another"))
+    both = sum(a == b == "test" for a, b in zip(here, there, strict=True))
+    assert 0.1 < both / here.count("test") < 0.3  # a fifth, as of any families
+    far = [f"category {n}" for n in range(1000)]
+    assert 50 < sum(is_far(category, "another") for category in far) < 140
+    assert not any(is_far(category) for category in far)
 
 
 def test_which_concepts_there_are(concepts):

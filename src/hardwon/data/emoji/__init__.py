@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hardwon.data.assets import fetch
-from hardwon.data.emoji.catalogue import TRAINED_STYLES, draw, read_codes, read_concepts
+from hardwon.data.emoji.catalogue import SPLIT, TRAINED_STYLES, draw, read_codes, read_concepts
 from hardwon.data.emoji.collage import Collage, make_collages
 from hardwon.data.emoji.pairs import World, training_pairs
 from hardwon.data.emoji.tasks import TaskRows, small_mmeb
@@ -30,6 +30,8 @@ class Size:
             are asked about; all if None. Others are not drawn.
         including: names of pictures whose concepts are always among them.
         languages: names in other languages as well: pairs in six that are trained on, and tasks in these and in seven others.
+        division: name of the draw of what is trained on and what is held out; another one gives a test that nothing has been
+            chosen on.
     """
 
     collages: int = 1200
@@ -37,6 +39,7 @@ class Size:
     concepts: int | None = None
     including: tuple[str, ...] = ()
     languages: bool = False
+    division: str = SPLIT
 
     def __post_init__(self) -> None:
         if self.concepts is not None and self.concepts < FEWEST:
@@ -66,7 +69,7 @@ def build(
     size = size or Size()
     needed = ("emoji-png", "emoji-svg", "emoji-names", "emoji-keywords", *(("emoji-languages",) if size.languages else ()))
     assets = fetch(needed, cache, say)
-    world = World(read_concepts(assets), folder / "pictures")
+    world = World(read_concepts(assets, size.division), folder / "pictures")
     counts: dict[str, Any] = {"concepts": len(world.concepts)}
     if size.concepts is not None:
         for split, share in (("train", 1.0), ("val", 0.25), ("test", 0.5), ("far", 0.25)):

