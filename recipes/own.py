@@ -62,7 +62,7 @@ ALIGN = 400 if BUILT_IN else 0  # steps for the projector alone; set 0 if no pai
 
 # Symmetric: captions find pictures and pictures find captions. `hardness=9.0` (LLaVE) weighs near-misses up within a batch; on
 # our small backbone it changed nothing (docs/studies.md).
-CONTRAST = InfoNCE(temperature=0.03, symmetric=True)
+CONTRAST = InfoNCE(temperature=0.05, symmetric=True)
 
 
 def recipe() -> tuple[Stage, ...]:
@@ -128,7 +128,7 @@ def judged(root: str) -> tuple[Stage, ...]:
             root=root,
             judge="reranker/model",
             precision=PRECISION,
-            settings=Mining(depth=DEPTH, keep=4, beta=0.1, selector=Cyclic(2), queries=QUERIES, min_auc=0.8),
+            settings=Mining(depth=DEPTH, keep=4, beta=0.1, selector=Cyclic(2), queries=QUERIES, rest=True, min_auc=0.8),
         ),
     )
 
@@ -141,7 +141,7 @@ def round2(root: str) -> tuple[Stage, ...]:
             model="round1/model",
             data="negatives/examples.jsonl",
             root=root,
-            loss=JudgeAlignment(temperature=0.03, judge_temperature=0.1) + CONTRAST,
+            loss=0.3 * JudgeAlignment(temperature=0.05, judge_temperature=0.1) + CONTRAST,
             steps=STEPS,
             settings=Settings(batch_size=48, negatives=2, freeze=FROZEN, learning_rate=RATE / 1.5, precision=PRECISION),
         ),

@@ -38,14 +38,14 @@ class AmplifiedInfoNCE(ClosedForm, Composable):
     **Every comparison must show the control**, `loss.control()`: what merely sharpening the softmax would have given.
 
     Attributes:
-        temperature: divides the score.
+        temperature: divides the score; see `InfoNCE`.
         kind: see above.
         alpha: strength; 0 is plain InfoNCE.
         width: of the hardness, in units of the score ("amplify" and "hinge").
         cap: keep a query's total weight of negatives at 1 at most, as it is in plain InfoNCE.
     """
 
-    temperature: float = 0.02
+    temperature: float = 0.05
     kind: Kind = "amplify"
     alpha: float = 1.0
     width: float = 0.1

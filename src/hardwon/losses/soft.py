@@ -20,11 +20,11 @@ class JudgeAlignment(Composable):
     Only judged candidates take part; a query with fewer than two of them adds nothing but still counts in the mean.
 
     Attributes:
-        temperature: divides the model's scores.
+        temperature: divides the model's scores; see `InfoNCE`.
         judge_temperature: divides the judge's grades; None: the same (as in the paper).
     """
 
-    temperature: float = 0.02
+    temperature: float = 0.05
     judge_temperature: float | None = None
 
     def __post_init__(self) -> None:

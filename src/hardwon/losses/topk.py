@@ -20,12 +20,12 @@ class TopKInfoNCE(ClosedForm, Composable):
     negatives, of the rest the k highest are kept; query -> candidate only. Which ones are kept is taken as constant.
 
     Attributes:
-        temperature: divides the score.
+        temperature: divides the score; see `InfoNCE`.
         k: negatives kept.
         beta: in units of the score; with several gold candidates, above the best of them.
     """
 
-    temperature: float = 0.02
+    temperature: float = 0.05
     k: int = 8
     beta: float = 0.1
 
