@@ -10,6 +10,8 @@ machine.
 in this process, in turns, medians over rounds; and the processor time of each, since clients and server share the machine.
 "1 text": a text of 12 words in a request. "16 texts": as many in a request, as indexing does. "varied": 16 texts of 2 to 100
 words. "picture": one JPEG of 320 x 240 in a request, if the model reads pictures.
+"few": `encode` again, without a server, but never more items at a time than 32 clients can have sent, shared by the lanes that
+the server has: with one text in a request batches are small, whoever computes them.
 Vectors must agree to a cosine of 0.99999, every request must be answered once.
 
 **overload.** Ten times as many clients as the server lets wait. Only 200 and 429 may be answered; memory of the server before
@@ -24,16 +26,13 @@ import base64
 import contextlib
 import gc
 import io
-import itertools
 import json
 import os
 import random
-import re
-import selectors
-import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,16 +42,20 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.clients import CLIENTS, Reply, together
 from benchmarks.encode import texts
 from benchmarks.losses import describe
 from hardwon.data.assets import fetch
 from hardwon.items import Item
 from hardwon.models import Embedder
+from hardwon.models.twins import twins
+from hardwon.serve.batching import lanes_on
 
-CLIENTS, NAME = 32, "served"
+NAME = "served"
 WAITING = 32  # that the server of "overload" lets wait
 KINDS = ("1 text", "16 texts", "varied", "picture")
 JSON = {"content-type": "application/json"}
@@ -94,90 +97,6 @@ def serving(model: str, *limits: str) -> Iterator[Server]:
             process.terminate()
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer as it came."""
-
-    status_code: int
-    headers: dict[str, str]
-    content: bytes
-
-    @property
-    def text(self) -> str:
-        """The body."""
-        return self.content.decode(errors="replace")
-
-    def json(self) -> Any:
-        """The body, read."""
-        return json.loads(self.content)
-
-
-class _Client:
-    """A connection that is kept: the cheapest client there is, since it runs on the cores of the server."""
-
-    def __init__(self, address: tuple[str, int]):
-        self.socket = socket.create_connection(address, timeout=120)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.number, self.start, self.said, self.need = -1, 0.0, b"", -1
-
-    def ask(self, number: int, request: bytes) -> None:
-        self.number, self.start, self.said, self.need = number, time.perf_counter(), b"", -1
-        self.socket.sendall(request)
-
-    def take(self) -> bool:
-        """What has come; says whether it is all."""
-        part = self.socket.recv(1 << 18)
-        if not part:
-            raise AssertionError(f"the server closed the connection under request {self.number}: {self.said[:200]!r}")
-        self.said += part
-        if self.need < 0 and (end := self.said.find(b"\r\n\r\n")) >= 0:
-            found = re.search(rb"content-length: *(\d+)", self.said[:end].lower())
-            if found is None:
-                raise AssertionError(f"an answer without its length: {self.said[:200]!r}")
-            self.need = end + 4 + int(found[1])
-        if 0 <= self.need < len(self.said):
-            raise AssertionError("a request was answered twice")
-        return len(self.said) == self.need
-
-
-def together(url: str, bodies: Sequence[bytes], clients: int = CLIENTS) -> tuple[list[Reply], list[float]]:
-    """Answers in the order of the requests, and the seconds that each took.
-
-    Every client sends its next request when the last is answered. What comes is kept as bytes and read afterwards.
-    """
-    host, port = url.removeprefix("http://").split(":")
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: "
-    requests = [f"{head}{len(each)}\r\n\r\n".encode() + each for each in bodies]
-    said, seconds, todo, left = [b""] * len(bodies), [0.0] * len(bodies), iter(range(len(bodies))), len(bodies)
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as waiting:
-        for n in itertools.islice(todo, clients):
-            client = _Client((host, int(port)))
-            stack.callback(client.socket.close)
-            waiting.register(client.socket, selectors.EVENT_READ, client)
-            client.ask(n, requests[n])
-        while left:
-            ready = waiting.select(120)
-            if not ready:
-                raise AssertionError(f"{left} requests were never answered")
-            for key, _ in ready:
-                client = key.data
-                if client.take():
-                    said[client.number], seconds[client.number] = client.said, time.perf_counter() - client.start
-                    left -= 1
-                    if (n := next(todo, -1)) >= 0:
-                        client.ask(n, requests[n])
-                    else:
-                        waiting.unregister(client.socket)
-    return [_read(each) for each in said], seconds
-
-
-def _read(said: bytes) -> Reply:
-    head, _, content = said.partition(b"\r\n\r\n")
-    first, *rows = head.decode("latin-1").split("\r\n")
-    pairs = (row.partition(":") for row in rows)
-    return Reply(int(first.split()[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}, content)
-
-
 def jpeg(seed: int) -> bytes:
     """A picture of noise that has some structure."""
     draw = np.random.default_rng(seed)
@@ -211,10 +130,11 @@ def load(server: Server, model: Embedder, asked: argparse.Namespace, words: Sequ
     """Served against offline."""
     rounds, count = asked.rounds, asked.requests
     rows = [
-        "| request | items | offline items/s | served items/s | served / offline | CPU ms an item, offline | served | "
-        "client | p50 ms | p99 ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| request | items | offline items/s | few | served | served / offline | served / few | CPU ms an item, offline | "
+        "few | served | client | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    lanes = twins(model, lanes_on("cpu"))
     for kind in (kind for kind in asked.kinds if kind != "picture" or "image" in model.body.modalities):
         sent = requests(kind, count if kind == "1 text" else count // 4, words)
         items, bodies = [item for each in sent for item in each], [body(each) for each in sent]
@@ -223,20 +143,46 @@ def load(server: Server, model: Embedder, asked: argparse.Namespace, words: Sequ
             start, spent = time.perf_counter(), time.process_time()
             truth = model.encode([Item(item.text, item.images) for item in items])
             offline, alone = time.perf_counter() - start, time.process_time() - spent
+            start, spent = time.perf_counter(), time.process_time()
+            few(lanes, [[Item(item.text, item.images) for item in each] for each in sent])
+            little, alone_few = time.perf_counter() - start, time.process_time() - spent
             start, spent, spent_there = time.perf_counter(), time.process_time(), server.seconds
             replies, took = together(server.url, bodies)
             served = time.perf_counter() - start
             if turn:
-                turns.append((offline, served, alone, server.seconds - spent_there, time.process_time() - spent))
+                there, here = server.seconds - spent_there, time.process_time() - spent
+                turns.append((offline, little, served, alone, alone_few, there, here))
                 seconds += took
             check(replies, truth)
-        fast, slow, *spent = (statistics.median(each) for each in zip(*turns, strict=True))
-        ratio = statistics.median(offline / served for offline, served, *_ in turns)
+        *speeds, there, here, mine, client = (statistics.median(each) for each in zip(*turns, strict=True))
+        ratios = [statistics.median(turn[n] / turn[2] for turn in turns) for n in (0, 1)]
         p50, p99 = (1000 * float(np.percentile(seconds, p)) for p in (50, 99))
-        rates = f"{len(items) / fast:,.0f} | {len(items) / slow:,.0f} | {ratio:.2f}"
-        cpu = " | ".join(f"{1000 * each / len(items):.2f}" for each in spent)
+        rates = " | ".join([*(f"{len(items) / took:,.0f}" for took in speeds), *(f"{ratio:.2f}" for ratio in ratios)])
+        cpu = " | ".join(f"{1000 * each / len(items):.2f}" for each in (there, here, mine, client))
         rows.append(f"| {kind} | {len(items):,} | {rates} | {cpu} | {p50:.0f} | {p99:.0f} |")
     return rows
+
+
+def few(lanes: Sequence[Embedder], requests: Sequence[Sequence[Item]], clients: int = CLIENTS) -> None:
+    """Encode in batches of what each lane's share of the clients can have sent, without a server."""
+    share, cores = max(clients // len(lanes), 1), torch.get_num_threads()
+    batches = iter([[item for each in requests[n : n + share] for item in each] for n in range(0, len(requests), share)])
+    taking = threading.Lock()
+
+    def work(model: Embedder) -> None:
+        torch.set_num_threads(max(1, cores // len(lanes)))
+        while True:
+            with taking:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            model.encode(batch)
+
+    threads = [threading.Thread(target=work, args=(model,)) for model in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def check(replies: Sequence[Reply], truth: np.ndarray) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.clients import together
 from benchmarks.reliability.pytests import by_tests
 from benchmarks.reliability.trial import Outcome, Trial
-from benchmarks.serve import NAME, Server, body, jpeg, nonsense, serving, together, url
+from benchmarks.serve import NAME, Server, body, jpeg, nonsense, serving, url
 from hardwon.items import Item
 from hardwon.models import Embedder
 
