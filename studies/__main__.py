@@ -1,4 +1,4 @@
-"""`python -m studies run | show | page`."""
+"""`python -m studies run | show | compare | page`."""
 
 import argparse
 import sys
@@ -29,6 +29,9 @@ def main(arguments: list[str]) -> int:
     for verb in (show, page):
         verb.add_argument("--results", type=Path, default=RESULTS)
     show.add_argument("--suite", default="small")
+    compare = verbs.add_parser("compare", help="a run beside another one, else beside the results that the page shows")
+    compare.add_argument("new", type=Path, help="folder of a run, as runs/studies/small")
+    compare.add_argument("old", type=Path, nargs="?", default=RESULTS)
     page.add_argument("--docs", type=Path, default=Path("docs"))
     asked = parser.parse_args(arguments)
     try:
@@ -38,6 +41,8 @@ def main(arguments: list[str]) -> int:
             from studies.table import load, shown
 
             console().print(shown(load(asked.results, asked.suite), console().width))
+        elif asked.verb == "compare":
+            _compare(asked)
         else:
             from studies.page import write
 
@@ -46,6 +51,18 @@ def main(arguments: list[str]) -> int:
     except HardwonError as error:
         console().print(f"[red]{error}[/]", markup=True)
         return 1
+
+
+def _compare(asked: argparse.Namespace) -> None:
+    from studies.again import again
+    from studies.table import load
+
+    new = load(asked.new, "results")
+    kept = (asked.old / f"{new.suite.name}.json").is_file()
+    old = load(asked.old, new.suite.name if kept else "results")
+    table, said = again(old, new)
+    console().print(table)
+    console().print(said)
 
 
 def _run(asked: argparse.Namespace) -> int:

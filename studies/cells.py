@@ -3,7 +3,7 @@
 import gc
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from hardwon.artifacts import fingerprint, write_json
 from hardwon.evaluation import learn_fusion
 from hardwon.items import Example
 from hardwon.mining import Cyclic, Mining, mine
-from hardwon.models import CachedEncoder
-from hardwon.search import Blend
+from hardwon.models import CachedEncoder, Scorer
+from hardwon.search import Blend, Fused
 from hardwon.training import Memory, Objective, Settings
 from hardwon.training.batches import batches
 from hardwon.training.groups import group
@@ -31,12 +31,18 @@ from studies.mined import read_mined, write_mined
 from studies.oracle import Oracle
 from studies.plan import CLIP, TEACHER, Entry, MiningRound, Plant, Reranking, Scale, Suite, Training
 from studies.plant import planted
-from studies.trunk import Encoding, Scoring, SmallEmbedder, SmallReranker
+from studies.trunk import Encoding, Once, Scoring, SmallEmbedder, SmallReranker
 
 KEEP, RERANKED = 2, 10  # negatives mined per query; candidates a reranker reads
+ALONE = 1e4  # weight of log-odds beside which a cosine says nothing
 # What a reranker learns from. Copies of pictures cannot be looked for: here a picture is its name (studies.features).
 NEAR = Mining(depth=24, keep=8, skip=1, selector=Cyclic(2), copies=None)
 QUERIES, LONGER = 4000, 3  # one that is measured: for so many pairs, and so much longer than a judge
+# What the same reranker does where nothing keeps it from reading: with the library's weight, and with its own order.
+UNGATED: dict[str, Callable[[Scorer], Fused]] = {
+    "everywhere": lambda reader: Fused(reader, RERANKED),
+    "alone": lambda reader: Fused(reader, RERANKED, ALONE),
+}
 SHOWN = ("title", "family", "control")  # fields that say how a row is shown
 ROOM = Memory(chunk_tokens=1 << 20)
 
@@ -305,12 +311,14 @@ def _rerank(cell: Cell, row: Reranking, material: Material, clock: Clock) -> dic
     made: dict[str, Any] = {"kind": "reranking", "steps": steps, "loss": loss["loss"], "encodings": spent}
     if row.judge:
         return made
+    reader = Once(Scoring(model))
     with clock.on("gate"):
-        learned = learn_fusion(encoder, Scoring(model), material.validation, depth=RERANKED)
+        learned = learn_fusion(encoder, reader, material.validation, depth=RERANKED)
     with clock.on("evaluate"):
         held_out, test = (measure(encoder, one, learned.fused) for one in (material.validation, material.test))
+        ungated = {name: packed(measure(encoder, material.test, how(reader)).hits) for name, how in UNGATED.items()}
     gates = [[k.instruction, k.weight, round(k.gain.mean, 4), k.passes] for k in learned.fused.gate.kinds]  # type: ignore[union-attr]
-    return made | {"gates": gates, "read": test.pairs} | results(held_out, test)
+    return made | {"gates": gates, "read": test.pairs} | ungated | results(held_out, test)
 
 
 def train_reranker(

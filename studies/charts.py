@@ -21,6 +21,7 @@ COLOURS = {
     "reranking": "#c2486b",
 }
 
+WIDTH, HEIGHT = 640, 460  # of the plot of gaps
 SHORT = 8  # letters of a label that has room beside its neighbours
 
 
@@ -65,16 +66,65 @@ def gaps(results: Results, file: Path) -> None:
     left_out = [
         f"{line.entry.name} ({line.gap:.3f}, {100 * line.means['all']:.1f} %)" for line in found if line.means["all"] <= floor
     ]
+    across, up = ([row[name] for row in rows] for name in ("gap", "p1"))
+    scales = [alt.Scale(domain=_around(values), nice=False) for values in (across, up)]
     points = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("gap:Q", title="cosine of the positive less mean of the five nearest negatives", scale=alt.Scale(zero=False)),
-        y=alt.Y("p1:Q", title="P@1, mean of 19 data sets, %", scale=alt.Scale(zero=False)),
+        x=alt.X(
+            "gap:Q",
+            title="cosine of the positive less mean of the five nearest negatives",
+            scale=scales[0],
+            axis=alt.Axis(tickCount=8),
+        ),
+        y=alt.Y("p1:Q", title="P@1, mean of all data sets, %", scale=scales[1]),
         color=alt.Color("family:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), title=None),
     )
-    names = (
-        points.transform_filter("datum.family != 'controls'").mark_text(align="left", dx=7, fontSize=10).encode(text="row:N")
+    named = _named([row for row in rows if row["family"] != "controls"], rows, scales)
+    names = alt.layer(
+        *(
+            points.transform_filter(alt.datum.row == name).mark_text(fontSize=10, **how).encode(text="row:N")
+            for name, how in named.items()
+        )
     )
     title = f"far below and not shown: {', '.join(left_out)}" if left_out else ""
-    save((points.mark_point(filled=True, size=70) + names).properties(width=560, height=400, title=title), file)
+    save((points.mark_point(filled=True, size=70) + names).properties(width=WIDTH, height=HEIGHT, title=title), file)
+
+
+def _around(values: Sequence[float]) -> list[float]:
+    """A domain with room at both ends."""
+    low, high = min(values), max(values)
+    room = 0.12 * (high - low) or 1.0
+    return [low - room, high + room]
+
+
+def _named(
+    rows: Sequence[dict[str, Any]], all_rows: Sequence[dict[str, Any]], scales: Sequence[Any]
+) -> dict[str, dict[str, Any]]:
+    """Where each point's name stands: on the side where it hides least of other points and names."""
+
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        (left, right), (low, high) = scales[0].domain, scales[1].domain
+        return WIDTH * (row["gap"] - left) / (right - left), HEIGHT * (high - row["p1"]) / (high - low)
+
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in map(place, all_rows)]
+    chosen = {}
+    for row in rows:
+        (x, y), wide = place(row), 5.6 * len(row["row"])
+        sides = {
+            (x + 7, y - 6, x + 7 + wide, y + 6): {"align": "left", "dx": 7},
+            (x - 7 - wide, y - 6, x - 7, y + 6): {"align": "right", "dx": -7},
+            (x - wide / 2, y - 19, x + wide / 2, y - 7): {"align": "center", "dy": -13},
+            (x - wide / 2, y + 7, x + wide / 2, y + 19): {"align": "center", "dy": 13},
+        }
+        box = min(sides, key=lambda box: sum(_shared(box, other) for other in taken) + WIDTH * (box[0] < 0 or box[2] > WIDTH))
+        taken.append(box)
+        chosen[row["row"]] = sides[box]
+    return chosen
+
+
+def _shared(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Area that two boxes share."""
+    wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
 
 
 def _point(line: Line) -> dict[str, Any]:

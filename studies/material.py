@@ -9,6 +9,7 @@ from pathlib import Path
 from hardwon.artifacts import checksum, fingerprint, write_json
 from hardwon.data.assets import fetch
 from hardwon.data.emoji import Size, build
+from hardwon.data.emoji.catalogue import SPLIT
 from hardwon.evaluation import Benchmark, benchmark_of, load_benchmark
 from hardwon.items import Example, Item, read_examples
 from studies.features import Features, items_of, look, thin, thin_example
@@ -82,7 +83,8 @@ def prepare(folder: Path, size: Size, *, cache: Path | None = None, say: Callabl
 
 def said(size: Size) -> list[int | str | None]:
     """What makes two sizes different here."""
-    return [size.collages, size.queries, size.concepts, *(["languages"] if size.languages else [])]
+    more = [*(["languages"] if size.languages else []), *([size.division] if size.division != SPLIT else [])]
+    return [size.collages, size.queries, size.concepts, *more]
 
 
 def seal(folder: Path, size: Size) -> str:

@@ -140,6 +140,7 @@ class Reranking:
         sources: of the training pairs; all if empty.
         family: see `Training`.
         judge: it judges, and is not measured.
+        control: row that spends on the embedder's training what the reranker costs.
     """
 
     name: str
@@ -149,11 +150,7 @@ class Reranking:
     sources: tuple[str, ...] = ()
     family: str = "reranking"
     judge: bool = False
-
-    @property
-    def control(self) -> str:
-        """What it is compared with."""
-        return self.base
+    control: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:

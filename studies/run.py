@@ -16,7 +16,7 @@ from hardwon.artifacts import environment, write_json
 from hardwon.errors import HardwonError
 from hardwon.progress import bar
 from studies.cells import Cell, run_cell
-from studies.material import Material, prepare
+from studies.material import Material, prepare, said
 from studies.plan import Reranking, Suite
 
 
@@ -53,14 +53,14 @@ def study(
                     advance(1)
                 else:
                     done[cell.entry, cell.seed] = row
-                    advance(1, f"{cell.entry}, seed {cell.seed}: {said(row)}")
+                    advance(1, f"{cell.entry}, seed {cell.seed}: {told(row)}")
     return [done[c.entry, c.seed] for c in cells if (c.entry, c.seed) in done]
 
 
 def material_of(suite: Suite) -> str:
     """Name of the folder of data and features: suites of one size share it."""
-    size = suite.scale.size
-    return f"material-{size.collages}-{size.queries}-{size.concepts or 'all'}" + ("-languages" if size.languages else "")
+    collages, queries, concepts, *more = said(suite.scale.size)
+    return "-".join(map(str, ("material", collages, queries, concepts or "all", *more)))
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:
@@ -125,7 +125,7 @@ class _Here(Executor):
         return made
 
 
-def said(row: dict[str, Any]) -> str:
+def told(row: dict[str, Any]) -> str:
     """A result in a few words."""
     cpu = sum(row["cpu"].values())
     return (f"validation {100 * row['validation']:.1f}, " if "validation" in row else "") + f"{cpu:.0f} CPU s"

@@ -121,12 +121,12 @@ def means(hits: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 @cache
-def versus(results: Results, one: str, other: str) -> Spread | None:
-    """One row less another on the seeds that both have; None where there is none."""
-    seeds = sorted(set(results.seeds(one)) & set(results.seeds(other)))
+def versus(results: Results, one: str, other: str, which: str = "hits") -> Spread | None:
+    """One row less another on the seeds that both have; None where there is none. `which`: of the first row's hits."""
+    seeds = [s for s in results.seeds(one) if (other, s) in results.cells and which in results.cells[one, s]]
     if one == other or not seeds:
         return None
-    return spread(difference(results.hits(one, seeds), results.hits(other, seeds)))
+    return spread(difference(results.hits(one, seeds, which), results.hits(other, seeds)))
 
 
 @cache

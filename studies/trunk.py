@@ -274,3 +274,22 @@ class Scoring:
         self.scored += len(pairs)
         parts = [self.model.forward(pairs[n : n + _ROWS]) for n in range(0, len(pairs), _ROWS)]
         return torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)
+
+
+class Once:
+    """A scorer that reads no pair twice.
+
+    Attributes:
+        inner: reads.
+        fingerprint: as of the inner one.
+    """
+
+    def __init__(self, inner: Scoring):
+        self.inner, self.fingerprint = inner, inner.fingerprint
+        self._known: dict[Pair, float] = {}
+
+    def score_pairs(self, pairs: Sequence[Pair], *, progress: str = "") -> np.ndarray:
+        """Log-odds, [n], float32."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        self._known |= dict(zip(new, self.inner.score_pairs(new, progress=progress).tolist(), strict=True))
+        return np.array([self._known[pair] for pair in pairs], dtype=np.float32)

@@ -44,6 +44,24 @@ def test_every_family_runs(run):
         assert all(len(hits) == 6 for hits in row["hits"].values())
 
 
+def test_a_reranker_is_measured_with_and_without_its_gate(run):
+    row = run["rerank-joint"]
+    for name in ("everywhere", "alone"):
+        assert {task: len(hits) for task, hits in row[name].items()} == {task: len(hits) for task, hits in row["hits"].items()}
+
+
+def test_no_pair_is_read_twice(material):
+    from studies.cells import start
+    from studies.suites import TINY
+    from studies.trunk import Once, Scoring, SmallReranker
+
+    inner = Scoring(SmallReranker.start_from(start(material, TINY, 3), 3))
+    once, pairs = Once(inner), [(e.query, e.gold[0]) for e in material.train[:4]]
+    first = once.score_pairs([*pairs, pairs[1]])
+    assert inner.scored == 4 and first[4] == first[1]
+    assert np.array_equal(once.score_pairs(pairs[::-1]), first[:4][::-1]) and inner.scored == 4
+
+
 def test_cost_counts_what_comes_before(run, studied):
     from studies.plan import TEACHER
     from studies.suites import tiny

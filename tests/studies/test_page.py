@@ -89,6 +89,60 @@ def test_page_is_written_with_its_plots(results, tmp_path):
         assert "LLaVE" in (tmp_path / name).read_text() or "llave" in (tmp_path / name).read_text()
 
 
+def test_ungated_rerankers_stand_beside_the_gated(tmp_path):
+    """Of one seed, whose intervals are of queries alone: +10 points gated, +20 everywhere, -10 alone."""
+    from studies.page import ungated
+    from studies.table import keep, load
+
+    ways = {"everywhere": cell("", 0, 0.7)["hits"], "alone": cell("", 0, 0.4)["hits"]}
+    rows = [cell("infonce", 0, 0.5), cell("rerank-joint", 0, 0.6) | ways, cell("rerank-pairwise", 0, 0.6)]
+    keep(rows, tmp_path / "small.json")
+    (row,) = [line for line in ungated(load(tmp_path, "small")).splitlines() if line.startswith("| reranker")]
+    _, title, *values, _ = (part.strip(" *") for part in row.split("|"))
+    assert title == "reranker, joint"
+    assert [float(value.split()[0]) for value in values] == pytest.approx([10, 20, -10], abs=1.5)
+
+
+def test_verdict_compares_a_reranker_with_training_longer(tmp_path):
+    from studies.table import keep, load
+    from studies.verdict import verdict
+
+    shares = {"infonce": 0.5, "longer": 0.6, "rerank-joint": 0.53, "rerank-targeted": 0.54}
+    keep([cell(name, 0, share) for name, share in shares.items()], tmp_path / "small.json")
+    said = verdict(load(tmp_path, "small"))
+    assert (
+        "by a reranker is reached: validation, on which their gates were learned, chooses **reranker, joint, two kinds" in said
+    )
+    assert "- reranker, joint: +" in said and "over InfoNCE; -" in said and "over InfoNCE, three times the steps" in said
+
+
+def test_two_runs_side_by_side(results, tmp_path, capsys):
+    """The same results lie within their own intervals; a row that has moved does not."""
+    from studies.__main__ import main
+    from studies.table import keep
+
+    (tmp_path / "again" / "small").mkdir(parents=True)
+    new = tmp_path / "again" / "small"
+    rows = [cell(name, seed, share + luck) for seed, luck in ((0, 0.0), (1, 0.025)) for name, share in SHARES.items()]
+    keep(rows, new / "results.json")
+    assert main(["compare", str(new), str(tmp_path)]) == 0
+    assert "4 of 4 rows lie within" in capsys.readouterr().err
+    keep([cell("margin", seed, 0.7) for seed in (0, 1)], new / "results.json")
+    assert main(["compare", str(new), str(tmp_path)]) == 0
+    assert "3 of 4 rows lie within" in capsys.readouterr().err
+
+
+def test_names_in_the_plot_of_gaps_do_not_cover_each_other():
+    """Three points in a row, so near that no two names fit on the same side."""
+    import altair as alt
+
+    from studies.charts import _named
+
+    rows = [{"row": f"a long name {n}", "gap": 0.4 + n / 100, "p1": 50.0} for n in range(3)]
+    sides = _named(rows, rows, [alt.Scale(domain=[0, 1]), alt.Scale(domain=[0, 100])])
+    assert len({str(side) for side in sides.values()}) == 3
+
+
 def test_only_takes_controls_and_needs():
     from studies.suites import small
 
