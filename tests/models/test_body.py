@@ -10,7 +10,7 @@ from hardwon.errors import ModelError
 from hardwon.items import Item
 from hardwon.models import Embedder, Reranker
 from hardwon.models.body import trainable
-from hardwon.models.memory import ENOUGH, plan
+from hardwon.models.memory import CALL, ENOUGH, plan
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
@@ -32,16 +32,22 @@ def test_equal_costs_stay_in_order():
 def test_little_padding_once_a_chunk_is_large_enough(costs, budget, waste):
     chunks = plan(costs, budget, waste)
     assert sorted(n for chunk in chunks for n in chunk) == list(range(len(costs)))
+    left = len(costs)
     for chunk in chunks:
         longest = costs[chunk[0]]
         assert len(chunk) * longest <= budget
         for place, n in enumerate(chunk):
-            assert place * longest < ENOUGH or costs[n] >= (1 - waste) * longest
+            saved = min(left, (budget - place * longest) // longest) * (longest - costs[n])
+            assert place * longest < ENOUGH or costs[n] >= (1 - waste) * longest or saved <= CALL
+            left -= 1
 
 
 def test_padding_starts_a_new_chunk():
     assert plan([100, 100, 100, 90, 50, 50], 1000, 0.15) == [[0, 1, 2, 3], [4, 5]]
     assert plan([100, 50, 50], 1000, 0.15) == [[0, 1, 2]]  # too little to be worth another pass
+    texts = [20] * 13 + [16] * 3
+    assert plan(texts, 2048, 0.15) == [list(range(16))]  # so are 12 tokens
+    assert [len(chunk) for chunk in plan(texts * 4, 2048, 0.15)] == [52, 12]
 
 
 class TestLoad:
