@@ -14,7 +14,7 @@ from hardwon.data.gather import Reading, passages
 from hardwon.errors import ArtifactError, DataError, RecipeError
 from hardwon.items import Item
 from hardwon.search import canaries, open_index
-from hardwon.stages import indexing
+from hardwon.stages import forms, indexing
 from hardwon.stages.indexing import Wanted, index_path, told
 
 MODEL = "someone/model"
@@ -190,6 +190,9 @@ def test_fewer_numbers_tell_what_they_cost(tmp_path, encoder, store, wanted):
     assert (told_of.asked, told_of.among, counts.partly) == (320, 320, False)
     assert told_of.value.mean == pytest.approx(np.mean(shares), abs=0.002)  # its own searches find so much
     assert index.about.measured["narrowed"]["recall"] == told_of.value.mean
+    index.close()
+    said = [str(part) for part in forms.about(out)]  # of `hardwon inspect`
+    assert sum(f"these numbers find {told_of.value.mean:.3f} [" in part for part in said) == 1
 
 
 def test_of_what_whole_vectors_find_later_runs_tell_what_they_can(tmp_path, encoder):

@@ -64,6 +64,9 @@ def about(folder: Path) -> Iterator[RenderableType]:
         ids = [row.id for row in index.rows()]
         vectors = index.vectors(ids)
         share = recall_of(index, ids, vectors)
+        if space.narrowed and (lost := said.measured.get("narrowed")):
+            told = f"{lost['recall']:.3f} [{lost['low']:.3f}, {lost['high']:.3f}]"
+            yield f"these numbers find {told} of the best {K} of whole vectors, as they were when it was written"
         yield f"recall@{min(K, len(ids))} of its searches: {share:.4f} of what an exact search over its vectors finds"
         if share < LEAST:
             yield f"[bold red]that is below {LEAST}: build it anew (hardwon index ... --rebuild), or take a larger --form[/]"
