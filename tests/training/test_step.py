@@ -152,6 +152,14 @@ class TestDiverged:
         with pytest.raises(Diverged, match="12 vectors are not finite at step 5"):
             embedder_step(text_model, InfoNCE(), shared(texts[:4], 5), PLAIN)
 
+    def test_nothing_to_compare(self, text_model):
+        gold = (Candidate(Item(text="the same"), origin="gold"),)
+        batch = shared([Example(Item(text=f"query {n}"), gold, "tones") for n in range(3)], 3)
+        with pytest.raises(Diverged, match=r"nothing to compare .* at step 3; .*") as caught:
+            embedder_step(text_model, InfoNCE(), batch, PLAIN)
+        assert "Its 3 queries of source 'tones' share 1 candidates" in str(caught.value)
+        assert "mine with a smaller beta" in str(caught.value) and len(caught.value.keys) == 3
+
     def test_a_reranker(self, text_model, texts):
         model, batch = Reranker.start_from(text_model), listed(texts[:3], 4)
         with pytest.raises(Diverged, match="the loss is inf at step 4") as caught:

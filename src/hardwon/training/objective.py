@@ -168,6 +168,8 @@ class Objective:
         queries, candidates = short.detach()[here], short.detach()[there]
         try:
             made = value_and_gradient(self.current(), queries, candidates, targets, rules=self.rules, ranks=world)
+        except NothingToCompare as error:
+            raise NothingToCompare([mine.start + row for row in error.rows]) from error
         except UnusableRows as error:
             raise UnusableRows(error.what, [mine.start + row for row in error.rows]) from error
         if self.log_temperature is not None:

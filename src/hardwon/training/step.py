@@ -21,6 +21,7 @@ from torch import Tensor
 from hardwon.distributed import World
 from hardwon.errors import Diverged
 from hardwon.losses import GradientReport, Loss, UnusableRows, gradient_report
+from hardwon.losses.targets import NothingToCompare
 from hardwon.models import Embedder, ListwiseReranker, Reranker
 from hardwon.models.body import trainable
 from hardwon.models.memory import Room
@@ -136,10 +137,21 @@ def _differentiated(
     try:
         value, gradient = objective.slope(vectors, *sides, batch.targets.to(vectors.device), world)
     except UnusableRows as error:
-        raise Diverged(error.what, batch.number, [keys[row] for row in error.rows]) from error
+        advice = nothing_left(batch) if isinstance(error, NothingToCompare) else ""
+        raise Diverged(error.what, batch.number, [keys[row] for row in error.rows], advice) from error
     if not bool(torch.isfinite(value)):
         raise Diverged(f"the loss is {value.item()}", batch.number, keys)
     return value, gradient
+
+
+def nothing_left(batch: Batch) -> str:
+    """Why a batch may have nothing to compare, and what to do."""
+    where = f" of source {batch.source!r}" if batch.source else ""
+    return (
+        f"Its {len(batch.queries)} queries{where} share {len(batch.candidates)} candidates, and every one of these counts as "
+        "right for every query. If a judge has said so, mine with a smaller beta or a better judge; else leave these examples "
+        "out, or give them negatives"
+    )
 
 
 def reranker_step(
