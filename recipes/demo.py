@@ -14,7 +14,7 @@ FROZEN = ("vision", "words")
 FAST = (("multi_modal_projector", 2e-3),)
 CAPTIONS = ("text_to_image", "image_to_text")
 APPLE, ASTRONAUT = "red-apple", "man-astronaut"  # the report searches with these
-HARD = InfoNCE(temperature=0.03, hardness=9.0)
+HARD = InfoNCE(temperature=0.03, hardness=9.0)  # LLaVE's; on small models as good as none (docs/studies.md)
 BASE = Settings(batch_size=64, freeze=FROZEN, rates=FAST, learning_rate=3e-4)
 # What has been learned already is changed more slowly: at the rates of round 1 one run in nine lost it again (dev/LOG.md).
 GENTLE = replace(BASE, rates=(("multi_modal_projector", 5e-4),), learning_rate=2e-4)

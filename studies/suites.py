@@ -201,7 +201,7 @@ def judges() -> tuple[Entry, ...]:
         rows.append(MiningRound(f"mine-{name}", "oracle", error, BETA))
         rows.append(Training(name, f"{error:g}", family, PLAIN, mined=f"mine-{name}", queries=half, negatives=2))
     rows.append(JUDGE)
-    for beta in (0.0, 0.05, 0.1, 0.2):
+    for beta in (0.0, 0.05, 0.1):
         name, family = f"beta-{beta:g}", "judge (small reranker): beta"
         rows.append(MiningRound(f"mine-{name}", "reranker", beta=beta))
         rows.append(Training(name, f"{beta:g}", family, PLAIN, mined=f"mine-{name}", queries=half, negatives=2))
