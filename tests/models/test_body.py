@@ -47,7 +47,7 @@ def test_padding_starts_a_new_chunk():
     assert plan([100, 50, 50], 1000, 0.15) == [[0, 1, 2]]  # too little to be worth another pass
     texts = [20] * 13 + [16] * 3
     assert plan(texts, 2048, 0.15) == [list(range(16))]  # so are 12 tokens
-    assert [len(chunk) for chunk in plan(texts * 4, 2048, 0.15)] == [52, 12]
+    assert [len(chunk) for chunk in plan(texts * 8, 4096, 0.15)] == [104, 24]
 
 
 class TestLoad:

@@ -16,9 +16,9 @@ from hardwon.errors import ModelError, TooLarge
 
 T = TypeVar("T")
 ENOUGH = 256  # tokens from which on a forward pass costs more than the calls that it consists of
-# Tokens that a forward pass costs before it has read one: all weights come from memory once more. On two CPU cores 8 ms of
-# MiniLM's, whose tokens take 0.28 ms each; larger models have more of both.
-CALL = 32
+# Tokens that a new chunk has to save. On two CPU cores a pass costs 32 before it has read one (8 ms, since all of MiniLM's
+# weights come from memory once more; a token takes 0.28 ms), and tokens are guessed from characters.
+CALL = 64
 # What torch says in a plain RuntimeError: its allocator on Linux and on Windows, a driver or MPS, cuBLAS.
 PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -53,7 +53,7 @@ def plan(costs: Sequence[int], budget: int, waste: float = 1.0) -> list[list[int
         costs: tokens of the items.
         budget: tokens of a chunk, padding included.
         waste: share of a row that may be padding, once a chunk holds `ENOUGH` tokens; more starts a new chunk, if that saves
-            more than the `CALL` tokens that it costs.
+            more than `CALL` tokens.
 
     >>> plan([3, 9, 4], 9)
     [[1], [2, 0]]
