@@ -92,11 +92,11 @@ def recipes() -> tuple[Entry, ...]:
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
         best,
         changes,
-        replace(changes, name="changes-small", title="the same, 32 queries, 1.5 x the steps", queries=32, longer=1.5),
+        replace(changes, name="changes-small", title="symmetric, groups for changed pictures, 32 queries, 1.5 x the steps", queries=32, longer=1.5),
         replace(
             changes,
             name="changes-48",
-            title="the same, 48 queries in groups of 24, 1.15 x the steps",
+            title="symmetric, groups for changed pictures, 48 queries, 1.15 x the steps",
             groups=Groups(size=24, sources=("composed",)),
             queries=48,
             longer=1.15,
@@ -137,7 +137,7 @@ def rerankers() -> tuple[Entry, ...]:
         replace(
             targeted,
             name="longest-reranked",
-            title="the same, three times the steps + the same reranker",
+            title="symmetric, groups for changed pictures alone, three times the steps + the same reranker",
             base="changes-longer",
             control="changes-longer",
         ),
