@@ -86,11 +86,11 @@ def main(arguments: Sequence[str]) -> int:
     for name in asked.only:
         if name not in known:
             parser.error(unknown("trial", name, known))
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     console, short = Console(highlight=False), False
     for name in asked.only:
         kept = attempt(known[name], asked.share, asked.seed)
         if asked.share >= 1:
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # now: others may be at work
             results[name] = kept
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             PAGE.write_text(page(results))
