@@ -92,7 +92,13 @@ def recipes() -> tuple[Entry, ...]:
         Training("averaged", "symmetric, weights averaged", "recipes", both, average=0.3, control="symmetric"),
         best,
         changes,
-        replace(changes, name="changes-small", title="symmetric, groups for changed pictures, 32 queries, 1.5 x the steps", queries=32, longer=1.5),
+        replace(
+            changes,
+            name="changes-small",
+            title="symmetric, groups for changed pictures, 32 queries, 1.5 x the steps",
+            queries=32,
+            longer=1.5,
+        ),
         replace(
             changes,
             name="changes-48",

@@ -60,21 +60,16 @@ def goal(trained: Sequence[Line]) -> str:
 
 def reranked(results: Results, found: Sequence[Line]) -> str:
     """What the rerankers add to their embedders, and whether the one that validation chooses adds what was asked for."""
-    told, best = [], None
+    told, tried = [], []
     known = {line.entry.name: line for line in found}
     for line in found:
         if isinstance(line.entry, Reranking) and (value := versus(results, line.entry.name, line.entry.base)) is not None:
             base = known[line.entry.base]
             told.append(f"- {line.entry.title}: {points(value)} points over {base.entry.title}{spent(line, known)}")
-            gained = line.validation - base.validation
-            best = (
-                max(best, (gained, line.entry.title, value), key=lambda one: one[0])
-                if best
-                else (gained, line.entry.title, value)
-            )
-    if best is None:
+            tried.append((line.validation - base.validation, line.entry.title, value))
+    if not tried:
         return ""
-    _, title, value = best
+    _, title, value = max(tried, key=lambda one: one[0])
     verb = "is reached" if value.mean >= RERANKED_GOAL and value.low > 0 else "is not reached"
     head = f"The goal of 2 points by a reranker {verb}: validation, on which their gates were learned, chooses **{title}**,\n"
     return "\n".join([f"{head}{points(value)} on test. What each adds to its embedder:\n", *told, ""])
