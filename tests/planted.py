@@ -187,10 +187,10 @@ def survivors(data: Planted) -> Kept:
     return Kept.of(mines, belongs)
 
 
-def in_demo(folder: Path, seed: int, queries: int = 100) -> Kept:
+def in_demo(folder: Path, seed: int, beta: float, queries: int = 100) -> Kept:
     """The same with models and data of a finished demo: one positive in twenty is planted again, for another query.
 
-    A picture is re-encoded or cropped; a name becomes keywords that the annotations give for it.
+    A picture is re-encoded or cropped; a name becomes keywords that the annotations give for it. All but `beta` is the demo's.
     """
     workspace = Workspace(folder)
     rows = list(read(workspace.path("data/train.jsonl")))
@@ -212,8 +212,7 @@ def in_demo(folder: Path, seed: int, queries: int = 100) -> Kept:
     few = _asked_only(examples, {key for _, key in owner})
 
     def mines(judged, copies):
-        # As the demo does.
-        settings = Mining(depth=10, keep=4, beta=0.0, selector=Cyclic(2), min_auc=0.0, copies=copies)
+        settings = Mining(depth=10, keep=4, beta=beta, selector=Cyclic(2), min_auc=0.0, copies=copies)
         return mine(few, encoder, judge if judged else None, settings=settings)
 
     return Kept.of(mines, lambda entry: owner.get((entry.candidate, entry.query), ""))
