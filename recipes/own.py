@@ -119,9 +119,10 @@ def judged(root: str) -> tuple[Stage, ...]:
                 batch_size=16, negatives=2, random_negatives=3, freeze=FROZEN, learning_rate=RATE, precision=PRECISION
             ),
         ),
-        # Mined again, now graded: what the judge likes as well as the right answer, less `beta`, is no negative. (0.1 suits a
-        # large judge; with a small one each step up from 0 lost, docs/studies.md.) A judge that cannot tell right answers from
-        # random ones (`min_auc`) is refused: train it longer, or bring more pairs.
+        # Mined again, now graded: what the judge likes as well as the right answer, less `beta`, is no negative. (0.1, the
+        # default, lets one planted false negative in a hundred pass, 0 one in six: docs/reliability.md. With a small judge 0
+        # trained no worse: docs/studies.md.) A judge that cannot tell right answers from random ones (`min_auc`) is refused:
+        # train it longer, or bring more pairs.
         Mine(
             "negatives",
             model="round1/model",

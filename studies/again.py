@@ -2,28 +2,26 @@
 
 from rich.table import Table
 
+from hardwon.errors import ArtifactError
 from studies.plan import TEACHER
 from studies.table import Results, lines, points
 
 
 def again(old: Results, new: Results) -> tuple[Table, str]:
     """Each row of both runs, and how many of the new differences to InfoNCE lie within the intervals of the old ones."""
-    before = {line.entry.name: line for line in lines(old)}
+    before, now = ({line.entry.name: line for line in lines(results)} for results in (old, new))
+    if TEACHER not in before or TEACHER not in now:
+        raise ArtifactError("both runs need results of InfoNCE, with which all rows are compared")
     table = Table(title=f"P@1 over InfoNCE in points, 95 % intervals ({old.suite.name})")
     for heading in ("row", "before", "now", "within"):
         table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=heading != "row", overflow="fold")
-    inside, rows = 0, 0
-    for line in lines(new):
-        then = before.get(line.entry.name)
-        if line.entry.name == TEACHER or then is None or then.gained is None or line.gained is None:
-            continue
-        within = then.gained.low <= line.gained.mean <= then.gained.high
-        rows, inside = rows + 1, inside + within
-        table.add_row(line.entry.title, points(then.gained), points(line.gained), "yes" if within else "no")
-    levels = [
-        f"{100 * found[TEACHER].means['all']:.1f}"
-        for found in (before, {o.entry.name: o for o in lines(new)})
-        if TEACHER in found
-    ]
-    said = f"{inside} of {rows} rows lie within the intervals of the run before; InfoNCE itself: {' then '.join(levels)} %"
-    return table, said
+    inside, rows = 0, [name for name in now if name in before and name != TEACHER]
+    for name in rows:
+        then, gained = before[name].gained, now[name].gained
+        if then is None or gained is None:
+            raise ArtifactError(f"there is no seed for which both InfoNCE and {name!r} were trained")
+        within = then.low <= gained.mean <= then.high
+        inside += within
+        table.add_row(now[name].entry.title, points(then), points(gained), "yes" if within else "no")
+    levels = " then ".join(f"{100 * found[TEACHER].means['all']:.1f}" for found in (before, now))
+    return table, f"{inside} of {len(rows)} rows lie within the intervals of the run before; InfoNCE itself: {levels} %"

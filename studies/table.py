@@ -98,11 +98,13 @@ def keep(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
 def load(folder: Path, suite: str) -> Results:
     """Read what `keep` wrote. Raises ArtifactError if there is none."""
     file = folder / f"{suite}.json"
+    name = folder.absolute().name if suite == "results" else suite
+    plan = suite_of(name)  # before the file: a folder of another name is no run's
     if not file.is_file():
-        raise ArtifactError(f"{file} does not exist: `python -m studies run --suite {suite} --keep` makes it")
+        how = f"--suite {name}" + ("" if suite == "results" else " --keep")
+        raise ArtifactError(f"{file} does not exist: `python -m studies run {how}` makes it")
     rows = json.loads(file.read_text(encoding="utf-8"))
-    name = folder.name if suite == "results" else suite
-    return Results(suite_of(name), {(row["name"], row["seed"]): row for row in rows})
+    return Results(plan, {(row["name"], row["seed"]): row for row in rows})
 
 
 def group_of(task: str) -> tuple[str, str]:

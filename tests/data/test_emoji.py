@@ -70,6 +70,18 @@ def test_another_division_holds_out_others():
     assert not any(is_far(category) for category in far)
 
 
+def test_another_division_tests_nothing_that_was_held_out_before(assets, concepts):
+    held_out = {c.family for c in concepts.values() if c.split != "train"}
+    some = {name: path for name, path in assets.items() if name != "emoji-languages"}
+    tested, trained = set(), set()
+    for division in ("a", "b", "c", "d"):
+        found = catalogue.read_concepts(some, division).values()
+        tested |= {c.family for c in found if c.split != "train"}
+        trained |= {c.family for c in found if c.split == "train"}
+    assert tested and not tested & held_out
+    assert held_out & trained  # they are learned from instead
+
+
 def test_which_concepts_there_are(concepts):
     assert {c.name for c in concepts.values()} == NAMES  # no flags, no pairs of tones, nothing that an artist left out
     by_name = {c.name: c for c in concepts.values()}

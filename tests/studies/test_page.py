@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from hardwon.errors import ArtifactError
+
 TASKS = {"category": 40, "text_to_image": 40, "text_to_image_far": 20, "grounding_openmoji": 20}
 
 
@@ -171,3 +173,17 @@ def test_unknown_names_are_told():
         suite_of("smal")
     with pytest.raises(RecipeError, match="llave"):
         small().only(["llav"])
+
+
+def test_runs_that_cannot_be_compared_are_told(results, tmp_path):
+    from studies.__main__ import main
+    from studies.again import again
+    from studies.table import keep, load
+
+    (tmp_path / "small").mkdir()
+    keep([cell("llave", 0, 0.6)], tmp_path / "small" / "results.json")
+    with pytest.raises(ArtifactError, match="both runs need results of InfoNCE"):
+        again(results, load(tmp_path / "small", "results"))
+    with pytest.raises(ArtifactError, match="`python -m studies run --suite large` makes it"):
+        load(tmp_path / "large", "results")
+    assert main(["compare", str(tmp_path / "elsewhere")]) == 1

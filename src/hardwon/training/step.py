@@ -137,14 +137,14 @@ def _differentiated(
     try:
         value, gradient = objective.slope(vectors, *sides, batch.targets.to(vectors.device), world)
     except UnusableRows as error:
-        advice = nothing_left(batch) if isinstance(error, NothingToCompare) else ""
+        advice = _nothing_left(batch) if isinstance(error, NothingToCompare) else ""
         raise Diverged(error.what, batch.number, [keys[row] for row in error.rows], advice) from error
     if not bool(torch.isfinite(value)):
         raise Diverged(f"the loss is {value.item()}", batch.number, keys)
     return value, gradient
 
 
-def nothing_left(batch: Batch) -> str:
+def _nothing_left(batch: Batch) -> str:
     """Why a batch may have nothing to compare, and what to do."""
     where = f" of source {batch.source!r}" if batch.source else ""
     return (

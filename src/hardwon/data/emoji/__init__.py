@@ -30,8 +30,8 @@ class Size:
             are asked about; all if None. Others are not drawn.
         including: names of pictures whose concepts are always among them.
         languages: names in other languages as well: pairs in six that are trained on, and tasks in these and in seven others.
-        division: name of the draw of what is trained on and what is held out; another one gives a test that nothing has been
-            chosen on.
+        division: name of the draw of what is trained on and what is held out; another one tests concepts that the built-in one
+            trains on, and nothing that a recipe was chosen on.
     """
 
     collages: int = 1200
