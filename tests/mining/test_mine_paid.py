@@ -82,9 +82,10 @@ def test_a_budget_that_is_used_up(plan, run, calm):
 
 
 def test_a_server_that_dies(run, plan, calm):
+    """Pairs under way are tried more often than one that is given up, and are not: nobody was there to be asked."""
     with contextlib.ExitStack() as alive:
         address = alive.enter_context(servers.fake_server())
-        dying = RemoteJudge(f"{address}/dying/v1", settings=replace(MOST, patience_s=0.5))
+        dying = RemoteJudge(f"{address}/dying/v1", settings=replace(MOST, tries=5, patience_s=0.5))
 
         def kill():
             deadline = time.monotonic() + 60
@@ -99,6 +100,7 @@ def test_a_server_that_dies(run, plan, calm):
         killer.join()
     paid = dying.usage.pairs
     assert paid >= 80
+    assert dying.usage.unusable == 0
     assert run(RemoteJudge(plan.url, settings=MOST)) == calm[0]
     assert len(plan.log) == calm[1] - paid  # no answer that had come was asked for again
 

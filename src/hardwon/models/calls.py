@@ -36,7 +36,8 @@ class RemoteSettings:
         question: what it is asked.
         concurrency: calls under way at once.
         timeout_s: time for one call, from the first byte out to the last byte in.
-        tries: calls after which a pair is given up, if the server answered others meanwhile.
+        tries: calls after which a pair is given up, if the server answered others meanwhile. Those that did not reach it
+            are not counted: they say nothing of the pair.
         patience_s: how long the server may answer nothing at all before that is an error.
         wait_s: before the second try; doubled with every further one up to half a minute, shortened by chance by up to a
             half. A longer time that the server asks for (Retry-After) is kept by all calls.
@@ -205,7 +206,7 @@ class Server:
             Failed: not to be had for this body.
             JudgeError: not to be had for any.
         """
-        began, failures = time.monotonic(), 0
+        began, failures, reached = time.monotonic(), 0, 0
         while True:
             await self._asked_to_wait()
             try:
@@ -218,8 +219,8 @@ class Server:
                     ) from None
                 if not failed.again:
                     raise
-                failures += 1
-                if failures >= self.settings.tries and self._heard > began:
+                failures, reached = failures + 1, reached + failed.sent
+                if reached >= self.settings.tries and self._heard > began:
                     raise Failed(f"{reason} ({failures} tries)") from None
                 wait_s = self._wait(failures, failed.wait_s)
             if time.monotonic() + wait_s > self._heard + self.settings.patience_s:
