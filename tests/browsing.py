@@ -11,7 +11,7 @@ SMALL = f"""{CONTROLS}.map((c) => [c.id, c.getBoundingClientRect()])
     .filter(([, box]) => box.width < 24 || box.height < 24).map(([id]) => id)"""
 
 
-def told(page, words, place="#status", seconds=30):
+def told(page, words, place="#status", seconds=90):
     """Waits until the page says these words."""
     says = "([place, words]) => document.querySelector(place).textContent.includes(words)"
     page.wait_for_function(says, arg=[place, words], timeout=1000 * seconds)

@@ -47,7 +47,7 @@ def opened(browser):
     def open_page(url, width=1280, **more):
         context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce", **more)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)  # a browser on a busy machine
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: said.append(message.text) if "Security Policy" in message.text else None)
         page.on("request", lambda request: asked.append(request.url))
