@@ -1,4 +1,4 @@
-"""`python -m studies run | show | compare | page`."""
+"""`python -m studies run | show | compare | gates | page`."""
 
 import argparse
 import sys
@@ -16,8 +16,6 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies", description="what each idea is worth, on one backbone")
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="train and measure what is missing; a run that was stopped goes on")
-    run.add_argument("--suite", default="small")
-    run.add_argument("--out", type=Path, default=Path("runs/studies"))
     run.add_argument("--backbone", default="", help="of --suite gpu: a folder or name that Embedder.load takes")
     run.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows, their controls and what they need")
     run.add_argument("--seeds", type=int, default=3)
@@ -32,6 +30,11 @@ def main(arguments: list[str]) -> int:
     compare = verbs.add_parser("compare", help="a run beside another one, else beside the results that the page shows")
     compare.add_argument("new", type=Path, help="folder of a run, as runs/studies/small")
     compare.add_argument("old", type=Path, nargs="?", default=RESULTS)
+    gates = verbs.add_parser("gates", help="what a run's rerankers gain behind bolder gates; trains nothing")
+    gates.add_argument("--seeds", type=int, default=6)
+    for verb in (run, gates):
+        verb.add_argument("--suite", default="small")
+        verb.add_argument("--out", type=Path, default=Path("runs/studies"))
     page.add_argument("--docs", type=Path, default=Path("docs"))
     asked = parser.parse_args(arguments)
     try:
@@ -43,6 +46,11 @@ def main(arguments: list[str]) -> int:
             console().print(shown(load(asked.results, asked.suite), console().width))
         elif asked.verb == "compare":
             _compare(asked)
+        elif asked.verb == "gates":
+            from studies.gates import gates as gates_of
+            from studies.suites import suite_of
+
+            console().print(gates_of(suite_of(asked.suite), asked.out, range(asked.seeds)))
         else:
             from studies.page import write
 

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,33 @@ def test_a_reranker_is_measured_with_and_without_its_gate(run):
     row = run["rerank-joint"]
     for name in ("everywhere", "alone"):
         assert {task: len(hits) for task, hits in row[name].items()} == {task: len(hits) for task, hits in row["hits"].items()}
+
+
+def test_gates_are_learned_again_from_what_was_trained(run, studied, tmp_path, capsys, monkeypatch):
+    from studies import gates
+    from studies.__main__ import main
+    from studies.cells import UNGATED
+    from studies.measure import unpacked
+    from studies.suites import tiny
+
+    def mean(hits):
+        return 100 * np.mean([values.mean() for values in unpacked(hits).values()])
+
+    row, before = run["rerank-joint"], mean(run["infonce"]["hits"])
+    (gains,) = gates.gates(tiny(), studied, [0, 1]).gains.values()  # seed 1 was not trained
+    assert gains.shape == (1, len(gates.LEVELS))
+    assert gains[0, 0] == pytest.approx(mean(row["hits"]) - before)
+    assert main(["gates", "--suite", "tiny", "--out", str(studied), "--seeds", "1"]) == 0
+    assert f"{gains[0, 0]:+.2f} ({gains[0, 0]:+.2f})" in capsys.readouterr().err
+    assert main(["gates", "--out", str(tmp_path)]) == 1
+    assert "no reranker of these seeds" in " ".join(capsys.readouterr().err.split())
+    assert not any(tmp_path.iterdir())
+
+    alone = lambda encoder, reader, benchmark, depth, level: SimpleNamespace(fused=UNGATED["alone"](reader))  # noqa: E731
+    monkeypatch.setattr(gates, "learn_fusion", alone)
+    (gains,) = gates.gates(tiny(), studied, [0]).gains.values()
+    assert gains[0] == pytest.approx(mean(row["alone"]) - before)
+    assert gains[0, 0] != 0  # so it is this reranker that was loaded, and this embedder
 
 
 def test_no_pair_is_read_twice(material):
