@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
         table.add_column(column, justify="right" if n else "left")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=140).print(table)
     if asked.out:
         about = [f"- {key}: {value}" for key, value in describe(arguments, "encode", "src/hardwon/models").items()]
         lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS), *(f"| {' | '.join(row)} |" for row in rows)]

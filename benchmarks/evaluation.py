@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     table = Table(*COLUMNS, title=title)
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=140).print(table)
     if asked.out:
         about = [f"- {key}: {value}" for key, value in describe(arguments, "evaluation", "src/hardwon/evaluation").items()]
         lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS), *(f"| {' | '.join(row)} |" for row in rows)]

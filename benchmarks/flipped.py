@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     for kind in ("embedded", "lance"):
         made = flipped(kind, asked.times, asked.seed)
         table.add_row(kind, str(asked.times), *(str(made[what]) for what in (ERROR, SAME, OTHER)))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=140).print(table)
 
 
 if __name__ == "__main__":

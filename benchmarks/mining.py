@@ -216,7 +216,7 @@ def main(arguments: Sequence[str]) -> None:
         table.add_column(column, justify="right" if n else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row.cells)
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=140).print(table)
     for path in asked.out:
         lines = [json.dumps({**asdict(row), "size": title(asked), **about}) + "\n" for row in rows]
         path.write_text(as_markdown(rows, asked, about) if path.suffix == ".md" else "".join(lines))

@@ -1,5 +1,6 @@
 """One cell of each family, a run that is killed and goes on, and what becomes of the results."""
 
+import inspect
 import json
 import multiprocessing
 import signal
@@ -52,6 +53,7 @@ def test_a_reranker_is_measured_with_and_without_its_gate(run):
 
 
 def test_gates_are_learned_again_from_what_was_trained(run, studied, tmp_path, capsys, monkeypatch):
+    from hardwon.evaluation import learn_fusion
     from studies import gates
     from studies.__main__ import main
     from studies.cells import UNGATED
@@ -64,6 +66,7 @@ def test_gates_are_learned_again_from_what_was_trained(run, studied, tmp_path, c
     row, before = run["rerank-joint"], mean(run["infonce"]["hits"])
     (gains,) = gates.gates(tiny(), studied, [0, 1]).gains.values()  # seed 1 was not trained
     assert gains.shape == (1, len(gates.LEVELS))
+    assert inspect.signature(learn_fusion).parameters["level"].default == gates.LEVELS[0]  # as the row was made
     assert gains[0, 0] == pytest.approx(mean(row["hits"]) - before)
     assert main(["gates", "--suite", "tiny", "--out", str(studied), "--seeds", "1"]) == 0
     assert f"{gains[0, 0]:+.2f} ({gains[0, 0]:+.2f})" in capsys.readouterr().err
