@@ -250,8 +250,9 @@ def test_nothing_of_the_data_is_run(opened, hostile):
     assert len(seen) > 96
     page.locator(".hit img").first.scroll_into_view_if_needed()
     page.wait_for_function(SEEN)  # the cookie lets thumbnails through
+    page.evaluate("document.getElementById('status').textContent = ''")
     page.locator(".hit:has(img)").first.click()
-    told(page, "More like this")
+    told(page, "The reranker read")  # "More like this" stands there but until it has
     page.click("#tab-map")
     told(page, "All 200 items", "#map-status", 120)
     page.focus("#canvas")
